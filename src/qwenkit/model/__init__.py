@@ -1,0 +1,20 @@
+"""The mathematics of Qwen: no files, no devices, no quantization, no parallelism."""
+
+from qwenkit.model.batch import Batch
+from qwenkit.model.cache import DenseCache, KVCache, OriginalInt8Cache
+from qwenkit.model.config import SIZES, ModelConfig
+from qwenkit.model.model import CausalLM, Transformer, causal_loss
+from qwenkit.model.rope import ntk_alpha
+
+__all__ = [
+    "SIZES",
+    "Batch",
+    "CausalLM",
+    "DenseCache",
+    "KVCache",
+    "ModelConfig",
+    "OriginalInt8Cache",
+    "Transformer",
+    "causal_loss",
+    "ntk_alpha",
+]
