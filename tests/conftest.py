@@ -25,9 +25,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     import torch
 
     closed = {
-        "model": None if os.environ.get("QWENKIT_TEST_MODEL") else "set QWENKIT_TEST_MODEL=1 to run on real weights",
+        "model": None
+        if os.environ.get("QWENKIT_TEST_MODEL")
+        else "set QWENKIT_TEST_MODEL=1 to run on real weights",
         "gpu": None if torch.cuda.is_available() else "no CUDA device",
-        "peer": None if os.environ.get("QWENKIT_TEST_PEER") else "set QWENKIT_TEST_PEER=1 to compare with other engines",
+        "peer": None
+        if os.environ.get("QWENKIT_TEST_PEER")
+        else "set QWENKIT_TEST_PEER=1 to compare with other engines",
     }
     for item in items:
         for tier, reason in closed.items():

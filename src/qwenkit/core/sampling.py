@@ -51,9 +51,8 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=lambda: _NO_BIAS)
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str):  # a bare string is what people write for one stop
-            object.__setattr__(self, "stop", (self.stop,))
-        object.__setattr__(self, "stop", tuple(self.stop))
+        stop: object = self.stop  # a bare string is what people write for one stop
+        object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else tuple(self.stop))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         _check("temperature", self.temperature, 0, 1e4)
         _check("top_p", self.top_p, 0, 1, open_low=True)
@@ -77,9 +76,7 @@ class SamplingParams:
 
     def with_defaults(self, defaults: SamplingParams) -> SamplingParams:
         """Fill every None from `defaults`; what is set here wins."""
-        missing = {
-            f.name: getattr(defaults, f.name) for f in fields(self) if getattr(self, f.name) is None
-        }
+        missing = {f.name: getattr(defaults, f.name) for f in fields(self) if getattr(self, f.name) is None}
         return replace(self, **missing)
 
     @property

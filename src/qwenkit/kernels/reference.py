@@ -64,7 +64,7 @@ def silu_gate(up: Tensor, gate: Tensor) -> Tensor:
 def affine_dequantize(
     codes: Tensor, scales: Tensor, zeros: Tensor, group_of_column: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """w[o, i] = scale[g, o] * (code[o, i] - zero[g, o]) with g = group_of_column[i], in float32, cast to dtype.
+    """w[o, i] = scale[g, o] * (code[o, i] - zero[g, o]), g = group_of_column[i], in float32, cast to dtype.
 
     codes: uint8 [out, in]; scales: float [groups, out]; zeros: uint8 [groups, out];
     group_of_column: int [in]. Returns [out, in].

@@ -41,7 +41,7 @@ class Batch:
         cache: KVCache | None = None,
         device: torch.device | str = "cpu",
     ) -> Batch:
-        """`new` slots for each of `rows`, after `past` slots already cached; row r starts with pads[r] empty slots.
+        """`new` slots for each of `rows` after `past` cached ones; row r starts with pads[r] empty slots.
 
         Chunked prefill is causal inside its chunk; a padded row equals its unpadded run.
         """

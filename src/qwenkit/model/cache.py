@@ -107,6 +107,4 @@ class OriginalInt8Cache(KVCache):
         return (x / scale + zero).clamp(0, 255).to(torch.uint8), scale, zero
 
     def nbytes(self) -> int:
-        return sum(
-            t.numel() * t.element_size() for layer in self._layers for part in layer for t in part
-        )
+        return sum(t.numel() * t.element_size() for layer in self._layers for part in layer for t in part)

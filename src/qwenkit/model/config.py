@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -43,7 +44,9 @@ class ModelConfig:
                      "ffn_size", "seq_length", "max_positions"):  # fmt: skip
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{name}={value!r} in the model configuration.", "It must be a whole number >= 1.")
+                raise ConfigError(
+                    f"{name}={value!r} in the model configuration.", "It must be a whole number >= 1."
+                )
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
                 f"{self.num_heads} attention heads cannot share {self.num_kv_heads} KV heads.",
@@ -171,10 +174,30 @@ _V1_ALIASES = {
 }
 
 
-def _need(config: Mapping[str, Any], key: str) -> Any:
-    if config.get(key) is None:
-        raise ConfigError(f"config.json has no {key!r}.", "Download the checkpoint's config.json again.")
-    return config[key]
+_REFETCH = "Download the checkpoint's config.json again."
+
+
+def _whole(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    value = config.get(key)
+    value = default if value is None else value
+    if value is None:
+        raise ConfigError(f"config.json has no {key!r}.", _REFETCH)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigError(f"{key}={value!r} in config.json is not a whole number.", _REFETCH)
+    return value
+
+
+def _real(config: Mapping[str, Any], key: str, default: float) -> float:
+    value = config.get(key)
+    value = default if value is None else value
+    if (
+        not isinstance(value, (int, float))
+        or isinstance(value, bool)
+        or not math.isfinite(value)
+        or value <= 0
+    ):
+        raise ConfigError(f"{key}={value!r} in config.json is not a number above 0.", _REFETCH)
+    return float(value)
 
 
 def _from_v1(raw: Mapping[str, Any]) -> ModelConfig:
@@ -182,33 +205,33 @@ def _from_v1(raw: Mapping[str, Any]) -> ModelConfig:
     for old, new in _V1_ALIASES.items():
         if old in config:
             config.setdefault(new, config[old])
-    heads = _need(config, "num_attention_heads")
-    head_dim = config.get("kv_channels", 128)
-    intermediate = _need(config, "intermediate_size")
-    if not isinstance(intermediate, int) or intermediate % 2:
+    heads = _whole(config, "num_attention_heads")
+    head_dim = _whole(config, "kv_channels", 128)
+    intermediate = _whole(config, "intermediate_size")
+    if intermediate % 2:
         raise ConfigError(
-            f"intermediate_size={intermediate!r} in a v1 config.json.",
+            f"intermediate_size={intermediate} in a v1 config.json.",
             "It must be even: v1 stores twice the FFN width.",
         )
-    seq_length = config.get("seq_length", 2048)
+    seq_length = _whole(config, "seq_length", 2048)
     return ModelConfig(
         architecture="qwen",
-        vocab_size=_need(config, "vocab_size"),
-        hidden_size=_need(config, "hidden_size"),
-        num_layers=_need(config, "num_hidden_layers"),
+        vocab_size=_whole(config, "vocab_size"),
+        hidden_size=_whole(config, "hidden_size"),
+        num_layers=_whole(config, "num_hidden_layers"),
         num_heads=heads,
         num_kv_heads=heads,
         head_dim=head_dim,
         ffn_size=intermediate // 2,
-        rotary_dim=int(head_dim * config.get("rotary_pct", 1.0)),
-        rope_base=float(config.get("rotary_emb_base", config.get("rope_theta", 10000.0))),
-        norm_eps=float(config.get("layer_norm_epsilon", 1e-5)),
+        rotary_dim=int(head_dim * _real(config, "rotary_pct", 1.0)),
+        rope_base=_real(config, "rotary_emb_base", _real(config, "rope_theta", 10000.0)),
+        norm_eps=_real(config, "layer_norm_epsilon", 1e-5),
         seq_length=seq_length,
-        max_positions=config.get("max_position_embeddings", seq_length),
+        max_positions=_whole(config, "max_position_embeddings", seq_length),
         dynamic_ntk=bool(config.get("use_dynamic_ntk", True)),
         logn=bool(config.get("use_logn_attn", True)),
         tied_embeddings=bool(config.get("tie_word_embeddings", False)),
-        initializer_range=float(config.get("initializer_range", 0.02)),
+        initializer_range=_real(config, "initializer_range", 0.02),
     )
 
 
@@ -226,30 +249,32 @@ def _from_qwen2(config: Mapping[str, Any]) -> ModelConfig:
             "config.json asks for sliding-window attention.",
             "Set use_sliding_window to false to run with full attention.",
         )
-    heads = _need(config, "num_attention_heads")
-    hidden = _need(config, "hidden_size")
-    head_dim = config.get("head_dim") or hidden // heads
-    positions = config.get("max_position_embeddings", 32768)
+    heads = _whole(config, "num_attention_heads")
+    hidden = _whole(config, "hidden_size")
+    head_dim = _whole(config, "head_dim", hidden // max(heads, 1))
+    positions = _whole(config, "max_position_embeddings", 32768)
     return ModelConfig(
         architecture="qwen2",
-        vocab_size=_need(config, "vocab_size"),
+        vocab_size=_whole(config, "vocab_size"),
         hidden_size=hidden,
-        num_layers=_need(config, "num_hidden_layers"),
+        num_layers=_whole(config, "num_hidden_layers"),
         num_heads=heads,
-        num_kv_heads=config.get("num_key_value_heads") or heads,
+        num_kv_heads=_whole(config, "num_key_value_heads", heads),
         head_dim=head_dim,
-        ffn_size=_need(config, "intermediate_size"),
+        ffn_size=_whole(config, "intermediate_size"),
         rotary_dim=head_dim,
-        rope_base=float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
-        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        rope_base=_real(rope, "rope_theta", _real(config, "rope_theta", 10000.0)),
+        norm_eps=_real(config, "rms_norm_eps", 1e-6),
         seq_length=positions,
         max_positions=positions,
         tied_embeddings=bool(config.get("tie_word_embeddings", False)),
-        initializer_range=float(config.get("initializer_range", 0.02)),
+        initializer_range=_real(config, "initializer_range", 0.02),
     )
 
 
-def _v1(hidden: int, layers: int, ffn: int, vocab: int, seq: int, positions: int, **other: Any) -> ModelConfig:
+def _v1(
+    hidden: int, layers: int, ffn: int, vocab: int, seq: int, positions: int, **other: Any
+) -> ModelConfig:
     return ModelConfig(
         vocab_size=vocab, hidden_size=hidden, num_layers=layers, num_heads=hidden // 128,
         num_kv_heads=hidden // 128, head_dim=128, ffn_size=ffn, rotary_dim=128, seq_length=seq,

@@ -106,7 +106,7 @@ class Transformer(nn.Module):
 
 
 class CausalLM(nn.Module):
-    """A Transformer and its output projection: tokens [b, s] -> logits [b, s, vocab] in the weights' dtype."""
+    """A Transformer and its output projection: tokens [b, s] -> logits [b, s, vocab], weights' dtype."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -27,9 +27,7 @@ def _inverse_frequencies(dim: int, base: float, alpha: float, device: torch.devi
     return 1.0 / (scaled**exponents)
 
 
-def rotary_table(
-    positions: Tensor, dim: int, base: float, alpha: tuple[float, ...]
-) -> tuple[Tensor, Tensor]:
+def rotary_table(positions: Tensor, dim: int, base: float, alpha: tuple[float, ...]) -> tuple[Tensor, Tensor]:
     """cos and sin, float32 [b, s, dim], for positions [b, s] and one NTK alpha a row (or one for all)."""
     frequencies = torch.stack([_inverse_frequencies(dim, base, a, positions.device) for a in alpha])
     angles = positions.float().unsqueeze(-1) * frequencies.unsqueeze(1)  # [b, s, dim / 2]
@@ -38,6 +36,6 @@ def rotary_table(
 
 
 def logn_factors(positions: Tensor, seq_length: int) -> Tensor:
-    """log_{seq_length}(i) for the i-th token (i = position + 1) past the training length, else 1; float32 [b, s]."""
+    """log_{seq_length}(i) for the i-th token (i = position + 1) past seq_length, else 1; float32 [b, s]."""
     count = positions.float() + 1
     return (count.log() / math.log(seq_length)).clamp_min(1.0)
