@@ -62,21 +62,42 @@ def silu_gate(up: Tensor, gate: Tensor) -> Tensor:
 
 
 def affine_dequantize(
-    codes: Tensor, scales: Tensor, zeros: Tensor, group_of_column: Tensor, dtype: torch.dtype
+    codes: Tensor,
+    scales: Tensor,
+    zeros: Tensor,
+    group_of_column: Tensor,
+    dtype: torch.dtype,
+    *,
+    bits: int = 8,
 ) -> Tensor:
-    """w[o, i] = scale[g, o] * (code[o, i] - zero[g, o]), g = group_of_column[i], in float32, cast to dtype.
+    """w[o, i] = scale[g, o] * (code[o, i] - zero[g, o]) with g = group_of_column[i], in float32, cast to dtype.
 
-    codes: uint8 [out, in]; scales: float [groups, out]; zeros: uint8 [groups, out];
-    group_of_column: int [in]. Returns [out, in].
+    codes: uint8 [out, in], or for bits=4 [out, in / 2] with column 2j in the low half of byte j;
+    scales: float [groups, out]; zeros: uint8 [groups, out]; group_of_column: int [in]. Returns [out, in].
     """
+    if bits == 4:
+        codes = torch.stack((codes & 0xF, codes >> 4), dim=-1).flatten(-2)
+    out, columns = codes.shape
+    groups = scales.shape[0]
+    scale, zero = scales.float().t(), zeros.float().t()  # [out, groups]
+    if columns % groups == 0:
+        regular = torch.arange(columns, device=codes.device).div(columns // groups, rounding_mode="floor")
+        if torch.equal(regular, group_of_column.long()):  # broadcast each group: no gather of its scales
+            weight = codes.view(out, groups, -1).float().sub_(zero[..., None]).mul_(scale[..., None])
+            return weight.view(out, columns).to(dtype)
     group = group_of_column.long()
-    scale = scales.float()[group].t()  # [out, in]
-    zero = zeros.float()[group].t()
-    return (scale * (codes.float() - zero)).to(dtype)
+    return (codes.float().sub_(zero[:, group]).mul_(scale[:, group])).to(dtype)
 
 
 def affine_linear(
-    x: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor, group_of_column: Tensor, rows: int = 1024
+    x: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    zeros: Tensor,
+    group_of_column: Tensor,
+    *,
+    bits: int = 8,
+    rows: int = 1024,
 ) -> Tensor:
     """x @ w^T for an affine weight, dequantizing `rows` output rows at a time to bound memory.
 
@@ -91,6 +112,7 @@ def affine_linear(
                 zeros[:, r : r + rows],
                 group_of_column,
                 x.dtype,
+                bits=bits,
             ),
         )
         for r in range(0, codes.shape[0], rows)

@@ -1,0 +1,257 @@
+"""From stored tensors to a model, one tensor at a time.
+
+Knows module names and shapes; does not know which files the tensors are in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from qwenkit.checkpoint.gptq_config import GPTQConfig
+from qwenkit.checkpoint.names import is_inert
+from qwenkit.checkpoint.tensor_source import TensorSource
+from qwenkit.checkpoint.verify import DOWNLOAD_AGAIN
+from qwenkit.core import CheckpointError
+from qwenkit.model import CausalLM, ModelConfig
+from qwenkit.quant import AffineLinear
+
+_FLOATS = ("F32", "F16", "BF16")
+_BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+_PACKED = ("qweight", "qzeros", "scales", "g_idx")
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Assigns the tensors of `source` to a model of shape `config`.
+
+    modules: canonical module name -> stored module names whose rows make it up (names.stored_modules).
+    gptq: how packed linears are packed, if any are.
+    """
+
+    config: ModelConfig
+    source: TensorSource
+    modules: Mapping[str, tuple[str, ...]]
+    gptq: GPTQConfig | None = None
+
+    def load(self, *, device: torch.device | str, dtype: torch.dtype, progress: bool = False) -> CausalLM:
+        """A model in eval mode without gradients, its float weights in `dtype` on `device`.
+
+        On the CPU a weight already stored in `dtype` stays mapped to its file. Raises CheckpointError as
+        `check` does, and for a tensor with NaN or infinity.
+        """
+        self.check()
+        with torch.device("meta"):
+            model = CausalLM(self.config)
+        owners = list(self._owners(model))
+        for name, module in _with_progress(owners, progress):
+            if self._tied(name):
+                continue
+            parts = self.modules[name]
+            if isinstance(module, nn.Linear) and self._is_packed(parts):
+                model.set_submodule(name, self._read_packed(module, parts, device, dtype))
+                continue
+            for kind, _ in module.named_parameters(recurse=False):
+                tensor = self._read_rows([f"{part}.{kind}" for part in parts], dtype, device)
+                setattr(module, kind, nn.Parameter(tensor, requires_grad=False))
+            if isinstance(module, nn.Linear) and module.bias is None:
+                self._check_extra_bias(parts)
+        if self.config.tied_embeddings:
+            self._check_tied_copy(model.transformer.wte.weight, dtype, device)
+            model.lm_head.weight = model.transformer.wte.weight
+        return model.eval()
+
+    def check(self) -> None:
+        """Compare the headers with the configuration: names, shapes and dtypes, before anything is read.
+
+        Raises CheckpointError listing what is missing or unexpected, or naming the first wrong tensor.
+        """
+        stored = self.source.entries()
+        wanted = self._wanted_shapes()
+        missing = [name for name in wanted if name not in stored]
+        if missing:
+            raise CheckpointError(
+                f"{_listed(missing)} missing from the checkpoint.",
+                "Download its weight files again; config.json must belong to them.",
+            )
+        unexpected = [
+            name for name in stored if name not in wanted and not is_inert(name) and not self._optional(name)
+        ]
+        if unexpected:
+            raise CheckpointError(
+                f"{_listed(unexpected)} not part of a {self.config.architecture} model of this shape.",
+                "config.json and the weights must be of the same checkpoint.",
+            )
+        for name, (shape, dtypes) in wanted.items():
+            entry = stored[name]
+            if entry.shape != shape:
+                raise CheckpointError(
+                    f"{entry.file}: tensor {name!r} has shape {list(entry.shape)}, expected {list(shape)}.",
+                    "config.json, the quantization config and the weights must be of the same checkpoint.",
+                )
+            if entry.dtype not in dtypes:
+                raise CheckpointError(
+                    f"{entry.file}: tensor {name!r} has dtype {entry.dtype}, expected {' or '.join(dtypes)}.",
+                    DOWNLOAD_AGAIN,
+                )
+
+    def _owners(self, model: CausalLM) -> Iterator[tuple[str, nn.Module]]:
+        for name, module in model.named_modules():
+            if any(True for _ in module.parameters(recurse=False)):
+                yield name, module
+
+    def _tied(self, name: str) -> bool:
+        return name == "lm_head" and self.config.tied_embeddings
+
+    def _is_packed(self, parts: Sequence[str]) -> bool:
+        return any(f"{part}.qweight" in self.source.entries() for part in parts)
+
+    def _rows(self, name: str, total: int, parts: int) -> list[int]:
+        """Output rows of each stored part of a module."""
+        if parts == 1:
+            return [total]
+        c = self.config
+        return [c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim, c.num_kv_heads * c.head_dim]
+
+    def _wanted_shapes(self) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
+        """Stored name -> (shape, allowed dtypes) of everything that must be there."""
+        with torch.device("meta"):
+            model = CausalLM(self.config)
+        wanted: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {}
+        for name, module in self._owners(model):
+            if self._tied(name):
+                continue
+            parts = self.modules[name]
+            packed = isinstance(module, nn.Linear) and self._is_packed(parts)
+            if packed and self.gptq is None:
+                raise CheckpointError(
+                    f"{self.source.entry(f'{parts[0]}.qweight').file} holds quantized weights, but nothing says how.",
+                    "Download quantize_config.json, or the config.json with its quantization_config.",
+                )
+            for kind, parameter in module.named_parameters(recurse=False):
+                for part, rows in zip(parts, self._rows(name, parameter.shape[0], len(parts)), strict=True):
+                    if packed and kind == "weight" and self.gptq is not None:
+                        wanted |= self._packed_shapes(part, rows, parameter.shape[1], self.gptq)
+                    else:
+                        shape = (rows, *parameter.shape[1:])
+                        wanted[f"{part}.{kind}"] = (
+                            shape,
+                            _FLOATS if parameter.dim() == 1 else _FLOATS + _BLOCKS,
+                        )
+        return wanted
+
+    def _packed_shapes(
+        self, part: str, rows: int, columns: int, gptq: GPTQConfig
+    ) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
+        groups, per_word = gptq.groups(columns), 32 // gptq.bits
+        shapes: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
+            f"{part}.qweight": ((columns // per_word, rows), ("I32",)),
+            f"{part}.qzeros": ((groups, rows // per_word), ("I32",)),
+            f"{part}.scales": ((groups, rows), _FLOATS),
+        }
+        if f"{part}.g_idx" in self.source.entries() or columns % groups:
+            shapes[f"{part}.g_idx"] = ((columns,), ("I32",))
+        return shapes
+
+    def _optional(self, name: str) -> bool:
+        """Stored beside what is needed, and looked at later: old GPTQ biases, the copy of a tied embedding."""
+        module, _, kind = name.rpartition(".")
+        if self.config.tied_embeddings and name == f"{self.modules['lm_head'][0]}.weight":
+            return True
+        return kind == "bias" and f"{module}.qweight" in self.source.entries()
+
+    def _read_rows(self, names: Sequence[str], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+        if len(names) == 1:
+            return self._place(names[0], dtype, device)
+        shapes = [self.source.entry(name).shape for name in names]
+        out = torch.empty((sum(s[0] for s in shapes), *shapes[0][1:]), dtype=dtype, device=device)
+        start = 0
+        for name, shape in zip(names, shapes, strict=True):
+            out[start : start + shape[0]] = self.source.read(name, dtype)
+            self.source.release(name)
+            start += shape[0]
+        return out
+
+    def _place(self, name: str, dtype: torch.dtype | None, device: torch.device | str) -> Tensor:
+        tensor = self.source.read(name, dtype)
+        placed = tensor.to(device)
+        if placed is not tensor:
+            self.source.release(name)
+        return placed
+
+    def _read_packed(
+        self, module: nn.Linear, parts: Sequence[str], device: torch.device | str, dtype: torch.dtype
+    ) -> nn.Module:
+        if self.gptq is None:
+            raise CheckpointError(f"{parts[0]} is packed.", "Its quantization config is missing.")
+        layers = []
+        for part in parts:
+            words = {
+                kind: self.source.read(f"{part}.{kind}").clone() if kind != "qweight" else None
+                for kind in _PACKED
+                if f"{part}.{kind}" in self.source.entries()
+            }
+            if module.bias is None:
+                self._check_extra_bias([part])
+            layer = AffineLinear.from_gptq(
+                self.source.read(f"{part}.qweight"),
+                _present(words["qzeros"]),
+                _present(words["scales"]),
+                words.get("g_idx"),
+                self.gptq.bits,
+                None if module.bias is None else self.source.read(f"{part}.bias").to(dtype, copy=True),
+                zeros_minus_one=self.gptq.zeros_minus_one,
+            )
+            for kind in _PACKED:
+                if f"{part}.{kind}" in self.source.entries():
+                    self.source.release(f"{part}.{kind}")
+            layers.append(layer.to(device))
+        return AffineLinear.stack(layers)
+
+    def _check_extra_bias(self, parts: Sequence[str]) -> None:
+        """AutoGPTQ of 2023 stored a zero bias for every linear; a model without biases must not drop a real one."""
+        for part in parts:
+            name = f"{part}.bias"
+            entry = self.source.entries().get(name)
+            if entry is not None and bool(self.source.read(name).any()):
+                raise CheckpointError(
+                    f"{entry.file}: {name!r} is not zero, but this architecture has no bias there.",
+                    "The checkpoint is of another architecture; qwenkit would compute something else.",
+                )
+
+    def _check_tied_copy(self, embedding: Tensor, dtype: torch.dtype, device: torch.device | str) -> None:
+        name = f"{self.modules['lm_head'][0]}.weight"
+        entry = self.source.entries().get(name)
+        if entry is None:
+            return
+        if entry.shape != tuple(embedding.shape) or not torch.equal(
+            self._place(name, dtype, device), embedding
+        ):
+            raise CheckpointError(
+                f"{entry.file}: config.json ties the output to the embedding, but {name!r} differs from it.",
+                "Set tie_word_embeddings to false to use the stored output, or remove the tensor.",
+            )
+        self.source.release(name)
+
+
+def _present(tensor: Tensor | None) -> Tensor:
+    if tensor is None:
+        raise CheckpointError("A packed weight lacks its zero points or scales.", DOWNLOAD_AGAIN)
+    return tensor
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return f"{len(names)} tensor{'s are' if len(names) > 1 else ' is'} ({shown})"
+
+
+def _with_progress(owners: list[tuple[str, nn.Module]], progress: bool) -> Iterator[tuple[str, nn.Module]]:
+    if not progress:
+        yield from owners
+        return
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    yield from tqdm(owners, desc="Loading weights", unit="layer", leave=False)
