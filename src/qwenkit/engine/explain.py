@@ -1,0 +1,46 @@
+"""What a loaded model runs on, in words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from qwenkit.engine.qwen import Qwen
+
+
+def explain(qwen: Qwen) -> str:
+    """One line a subject, "subject: value", reasons in parentheses."""
+    config, place = qwen.config, qwen.placement
+    device = str(place.device)
+    if place.device.type == "cuda":
+        device += f" {torch.cuda.get_device_name(place.device)}"
+    elif place.device.type == "cpu":
+        device += f", {torch.get_num_threads()} threads"
+    dtype = str(place.dtype).removeprefix("torch.")
+    linears = Counter(
+        type(m).__name__
+        for m in qwen.model.modules()
+        if isinstance(m, nn.Linear) or "Linear" in type(m).__name__
+    )
+    held = {t.data_ptr(): t.nbytes for t in (*qwen.model.parameters(), *qwen.model.buffers())}
+    long = [name for name, on in (("dynamic NTK", config.dynamic_ntk), ("LogN", config.logn)) if on]
+    sampling = qwen.generation.sampling
+    lines = {
+        "model": f"{qwen.name} ({'chat' if qwen.is_chat else 'base'})",
+        "architecture": f"{config.architecture}, {config.parameter_count / 1e9:.2f} billion parameters",
+        "weights": f"{qwen.quantization}; {sum(held.values()) / 2**20:.0f} MiB in memory",
+        "device": f"{device} ({place.device_reason})",
+        "dtype": f"{dtype} ({place.dtype_reason})",
+        "linear layers": ", ".join(f"{count} x {name}" for name, count in sorted(linears.items())),
+        "kernels": f"torch {torch.__version__} reference operators",
+        "context": f"{config.context_length} tokens, trained at {config.seq_length}"
+        + (f" ({' and '.join(long)} beyond)" if long else ""),
+        "KV cache": f"{dtype}, {config.kv_bytes_per_token(place.dtype.itemsize) / 1024:.0f} KiB a token",
+        "sampling": f"temperature {sampling.temperature}, top_p {sampling.top_p}, top_k {sampling.top_k}, "
+        f"repetition_penalty {sampling.repetition_penalty}, max_tokens {sampling.max_tokens}",
+    }
+    return "\n".join(f"{name}: {value}" for name, value in lines.items())

@@ -1,0 +1,351 @@
+"""The public face: load a model, chat with it, complete text with it."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+
+from qwenkit.checkpoint import locate, open_checkpoint
+from qwenkit.core import (
+    Completion,
+    Delta,
+    GenerationConfig,
+    History,
+    Message,
+    RequestError,
+    SamplingParams,
+)
+from qwenkit.engine.device import Placement, choose_dtype, find_device, parse_dtype
+from qwenkit.engine.explain import explain
+from qwenkit.engine.generate import collect, stream
+from qwenkit.engine.request import Request
+from qwenkit.engine.runner import Runner
+from qwenkit.engine.vocabulary import Vocabulary
+from qwenkit.model import CausalLM, ModelConfig
+from qwenkit.text import Tokenizer, chatml
+
+_SAMPLING_NAMES = tuple(field.name for field in fields(SamplingParams))
+
+
+class Qwen:
+    """A loaded model. Every method may be called from any thread; calls take turns step by step.
+
+    Keyword arguments named **sampling are the fields of SamplingParams; given beside `params` they win.
+    What neither sets comes from the checkpoint (`generation`). An unknown name raises TypeError.
+
+    All methods raise RequestError for input that makes no sense, its subclass ContextLengthError when
+    prompt and reply cannot fit `config.context_length`, both before any work is done, and QwenkitError
+    when the model produces NaN. A text streamed is the same, character for character, as the same text
+    returned whole.
+    """
+
+    def __init__(
+        self,
+        model: CausalLM,
+        tokenizer: Tokenizer,
+        *,
+        generation: GenerationConfig | None = None,
+        name: str = "model",
+        is_chat: bool = True,
+        notice: str | None = None,
+        placement: Placement | None = None,
+        quantization: str = "none",
+        prefill_chunk: int = 1024,
+        max_batch_tokens: int | None = None,
+    ) -> None:
+        """Wrap a model already in memory; `Qwen.load` is the usual way.
+
+        prefill_chunk: most prompt tokens of one forward pass. max_batch_tokens: most cache slots used at
+        once, prompts and replies of all rows; None allows 2 GiB.
+        """
+        weight = model.transformer.wte.weight
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.generation = generation or GenerationConfig()
+        self.config: ModelConfig = model.shape
+        self.name = name
+        self.is_chat = is_chat
+        self.notice = notice
+        self.placement = placement or Placement(weight.device, weight.dtype)
+        self.quantization = quantization
+        self._runner = Runner(
+            model, Vocabulary(tokenizer, self.config.vocab_size),
+            prefill_chunk=prefill_chunk, max_batch_tokens=max_batch_tokens,
+        )  # fmt: skip
+        self._warned_base = False
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path | None = None,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        offline: bool = False,
+        progress: bool | None = None,
+    ) -> Qwen:
+        """Load a checkpoint folder, a GGUF file, a hub name (org/name), or, with None, the small demo model.
+
+        device: auto (CUDA, else Apple GPU, else CPU), cpu, cuda, cuda:N, mps. dtype: auto, bfloat16,
+        float16, float32; `explain()` says what auto chose and why. offline: never touch the network.
+        progress: show a bar on stderr; None shows it on a terminal.
+
+        Raises RequestError for a device or dtype that is not available, CheckpointError, ConfigError,
+        TokenizerError or UnsupportedError for a folder that cannot be read, DownloadError.
+        """
+        where, device_reason = find_device(device)  # before anything is downloaded
+        number_format, dtype_reason = parse_dtype(dtype), "as asked"
+        located = locate(model, offline=offline)
+        checkpoint = open_checkpoint(located.path, content_hash=located.content_hash)
+        if number_format is None:
+            quantized = not checkpoint.quantization.startswith("none")
+            number_format, dtype_reason = choose_dtype(where, checkpoint.dtype, quantized=quantized)
+        weights = checkpoint.load_model(
+            device=where, dtype=number_format, progress=sys.stderr.isatty() if progress is None else progress
+        )
+        return cls(
+            weights,
+            checkpoint.tokenizer(),
+            generation=checkpoint.generation,
+            name=located.display_name,
+            is_chat=checkpoint.is_chat,
+            notice=located.notice,
+            placement=Placement(where, number_format, device_reason, dtype_reason),
+            quantization=checkpoint.quantization,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.placement.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return self.placement.dtype
+
+    def explain(self) -> str:
+        """What runs, where, in which number format and why, in lines of text."""
+        return explain(self)
+
+    # Chatting: the original's `chat` and `chat_stream` (reference: chat sections 5 and 6)
+
+    def chat(
+        self,
+        query: str,
+        history: Sequence[tuple[str, str]] | None = None,
+        system: str | None = None,
+        *,
+        max_window_size: int | None = None,
+        params: SamplingParams | None = None,
+        **sampling: Any,
+    ) -> tuple[str, History]:
+        """Answer `query`; returns the reply and a new history with this turn appended.
+
+        history: earlier (query, reply) pairs, oldest first; never modified. system: None takes the
+        checkpoint's default, "" an empty one. max_window_size: tokens that system prompt and history
+        may take, default from the checkpoint; older turns are left out, with a warning.
+        """
+        asked = _merge(params, sampling)
+        if asked.n != 1:
+            raise RequestError(f"chat returns one reply, n is {asked.n}.", "Use complete_chat for several.")
+        request = self._chat_request(query, history, system, max_window_size, asked)
+        reply = collect(self._runner, [request])[0].text
+        return reply, [*copy.deepcopy(list(history or [])), (query, reply)]
+
+    def chat_stream(
+        self,
+        query: str,
+        history: Sequence[tuple[str, str]] | None = None,
+        system: str | None = None,
+        *,
+        max_window_size: int | None = None,
+        params: SamplingParams | None = None,
+        **sampling: Any,
+    ) -> Iterator[Delta]:
+        """As `chat`, in pieces: each delta has new text only, the last also the whole completion.
+
+        Closing the iterator stops generating. `completion.dropped_turns` tells what was left out.
+        """
+        asked = _merge(params, sampling)
+        return self._deltas(self._chat_request(query, history, system, max_window_size, asked))
+
+    def complete_chat(
+        self, messages: Sequence[Message], params: SamplingParams | None = None, **sampling: Any
+    ) -> Completion:
+        """The assistant's next turn after `messages`; nothing is trimmed."""
+        return collect(self._runner, [self._messages_request(messages, _merge(params, sampling))])[0]
+
+    def stream_messages(
+        self, messages: Sequence[Message], params: SamplingParams | None = None, **sampling: Any
+    ) -> Iterator[Delta]:
+        """As `complete_chat`, in pieces; with n > 1 `delta.index` tells the choices apart."""
+        return self._deltas(self._messages_request(messages, _merge(params, sampling)))
+
+    # Completing text
+
+    @overload
+    def generate(
+        self,
+        prompt: str,
+        params: SamplingParams | None = None,
+        *,
+        parse_special: bool = False,
+        **sampling: Any,
+    ) -> Completion: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Sequence[str],
+        params: SamplingParams | None = None,
+        *,
+        parse_special: bool = False,
+        **sampling: Any,
+    ) -> list[Completion]: ...
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        params: SamplingParams | None = None,
+        *,
+        parse_special: bool = False,
+        **sampling: Any,
+    ) -> Completion | list[Completion]:
+        """Continue one text, or many at once, as they stand: no template is applied.
+
+        A list runs in batches of bounded memory and gives what each prompt would give alone.
+        parse_special: read `<|im_start|>` and the like as control tokens instead of plain text.
+        """
+        asked = _merge(params, sampling)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        ids = [self._encode(text, parse_special) for text in prompts]
+        completions = self.generate_ids(ids, asked)
+        return completions[0] if isinstance(prompt, str) else completions
+
+    def generate_stream(
+        self,
+        prompt: str,
+        params: SamplingParams | None = None,
+        *,
+        parse_special: bool = False,
+        **sampling: Any,
+    ) -> Iterator[Delta]:
+        """As `generate` with one text, in pieces; the last delta has the whole completion."""
+        asked = _merge(params, sampling)
+        return self._deltas(self._request(self._encode(prompt, parse_special), asked))
+
+    def generate_ids(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams | None = None, **sampling: Any
+    ) -> list[Completion]:
+        """Continue prompts given as token ids; the completions come in the same order."""
+        asked = _merge(params, sampling)
+        many = len(prompts) > 1
+        requests = [
+            self._request(ids, asked, name=f"Prompt {i} of {len(prompts)}" if many else "The prompt")
+            for i, ids in enumerate(prompts, start=1)
+        ]
+        return collect(self._runner, requests)
+
+    # From words to requests
+
+    def _deltas(self, request: Request) -> Iterator[Delta]:
+        return (delta for _, delta in stream(self._runner, [request]))
+
+    def _encode(self, text: str, parse_special: bool) -> list[int]:
+        if not isinstance(text, str):
+            raise RequestError(f"A prompt is {type(text).__name__}.", "Give a string or a list of strings.")
+        return self.tokenizer.encode(text, allow_special=parse_special)
+
+    def _chat_request(
+        self,
+        query: str,
+        history: Sequence[tuple[str, str]] | None,
+        system: str | None,
+        max_window_size: int | None,
+        params: SamplingParams,
+    ) -> Request:
+        self._warn_base()
+        _check_turns(query, history or ())
+        window = self.generation.max_window_size if max_window_size is None else max_window_size
+        if window is not None and (not isinstance(window, int) or window < 1):
+            raise RequestError(f"max_window_size={window!r}.", "Give a whole number of tokens, at least 1.")
+        context = chatml.make_context(
+            self.tokenizer,
+            query,
+            list(history or ()),
+            self.generation.default_system if system is None else system,
+            max_window_size=window,
+            chat_format="chatml",
+        )
+        if context.dropped_turns:
+            warnings.warn(
+                f"The {context.dropped_turns} oldest of {len(history or ())} turns were left out: system prompt "
+                f"and history exceed max_window_size={window} tokens. Pass a larger one to keep them.",
+                stacklevel=3,
+            )
+        return self._request(
+            context.token_ids, params, chat=True, name="The conversation", dropped_turns=context.dropped_turns
+        )
+
+    def _messages_request(self, messages: Sequence[Message], params: SamplingParams) -> Request:
+        self._warn_base()
+        if not messages:
+            raise RequestError("There are no messages.", "Give at least one, e.g. Message('user', 'Hello').")
+        ids = chatml.encode(self.tokenizer, messages, default_system=self.generation.default_system)
+        return self._request(ids, params, chat=True, name="The conversation")
+
+    def _request(
+        self,
+        ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        chat: bool = False,
+        name: str = "The prompt",
+        dropped_turns: int = 0,
+    ) -> Request:
+        chat_format = "chatml" if chat else self.generation.chat_format
+        return Request(
+            ids,
+            params,
+            config=self.config,
+            vocabulary=self._runner.vocabulary,
+            defaults=self.generation.sampling,
+            end_ids={*self.generation.stop_token_ids, *chatml.stop_token_ids(self.tokenizer, chat_format)},
+            name=name,
+            dropped_turns=dropped_turns,
+        )
+
+    def _warn_base(self) -> None:
+        """Once a model: what chats with a base model say is not a fault of the program."""
+        if self.is_chat or self._warned_base:
+            return
+        self._warned_base = True
+        warnings.warn(
+            f"{self.name} is a base model: it completes text and was not trained to chat, so replies may be "
+            "off the point or run on. Use generate(), or load its -Chat or -Instruct sibling.",
+            stacklevel=4,
+        )
+
+
+def _merge(params: SamplingParams | None, sampling: Mapping[str, Any]) -> SamplingParams:
+    unknown = [name for name in sampling if name not in _SAMPLING_NAMES]
+    if unknown:
+        raise TypeError(f"Unknown sampling parameter {unknown[0]!r}; known are {', '.join(_SAMPLING_NAMES)}.")
+    return replace(SamplingParams() if params is None else params, **sampling)
+
+
+def _check_turns(query: str, history: Sequence[tuple[str, str]]) -> None:
+    if not isinstance(query, str):
+        raise RequestError(f"query is {type(query).__name__}.", "Give a string.")
+    for turn in history:
+        if not isinstance(turn, (tuple, list)) or len(turn) != 2 or not all(isinstance(t, str) for t in turn):
+            raise RequestError(
+                f"history contains {turn!r}.", "Each turn must be a pair of strings: (query, reply)."
+            )

@@ -1,0 +1,149 @@
+"""One text being generated: everything that depends on its own tokens and on nothing else.
+
+Holds the sampler, the streaming decoder, the stop rules and the log probabilities. Knows nothing of
+batches, caches or devices: whoever runs the model hands it one row of logits a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from torch import Tensor
+
+from qwenkit.core.completion import Choice, Delta, FinishReason, TokenLogprob
+from qwenkit.core.sampling import SamplingParams
+from qwenkit.engine.sampler import Sampler, log_probabilities
+from qwenkit.text import StopMatcher, StreamDecoder, Tokenizer
+
+
+class TokenSequence:
+    """A continuation of `prompt_ids`, choice `index` of its request.
+
+    params: fully resolved (max_tokens included). end_ids: the checkpoint's own end tokens, to which
+    params.stop_token_ids are added and which params.ignore_eos turns off.
+
+    A token leaves in a delta once its text may be seen, so what a stop string swallowed is never
+    delivered. `text` and `token_ids` are at any time the concatenation of the deltas so far; with a stop
+    string, tokens that spell nothing but the stop are not in them, and a stop token never is.
+    `sampled` counts every token drawn, those too.
+    """
+
+    def __init__(
+        self,
+        prompt_ids: tuple[int, ...],
+        params: SamplingParams,
+        tokenizer: Tokenizer,
+        *,
+        end_ids: Collection[int] = (),
+        index: int = 0,
+    ) -> None:
+        if params.max_tokens is None:
+            raise TypeError("TokenSequence needs resolved parameters: max_tokens is None.")
+        self.prompt_ids = prompt_ids
+        self.params = params
+        self.index = index
+        self.sampler = Sampler(params, prompt_ids, index)
+        self.sampled = 0
+        self.last_token = prompt_ids[-1]
+        self.finish_reason: FinishReason | None = None
+        self.stop_reason: str | int | None = None
+        self._max_tokens = params.max_tokens
+        self._end_ids = frozenset(params.stop_token_ids) | frozenset(() if params.ignore_eos else end_ids)
+        self._tokenizer = tokenizer
+        self._decoder = StreamDecoder(tokenizer, skip_special=True)
+        self._stops = StopMatcher(params.stop)
+        self._decoded = 0  # characters the decoder gave
+        self._held: list[tuple[int, int, TokenLogprob | None]] = []  # token, where its text begins, ...
+        self._emitted = 0  # characters delivered
+        self._texts: list[str] = []
+        self._tokens: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
+
+    @property
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
+    @property
+    def text(self) -> str:
+        return "".join(self._texts)
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return tuple(self._tokens)
+
+    def advance(self, logits: Tensor) -> Delta | None:
+        """Choose the next token from its row of logits, float32 [vocab]; see `accept` for what returns."""
+        token = self.sampler.choose(logits)
+        return self.accept(token, self._logprob(logits, token))
+
+    def accept(self, token: int, logprob: TokenLogprob | None = None) -> Delta | None:
+        """Append a token chosen elsewhere. Returns new text, if any may be seen yet; always when this ends it."""
+        if self.finished:
+            raise RuntimeError("The sequence has finished.")
+        self.sampled += 1
+        self.last_token = token
+        if token in self._end_ids:
+            return self._finish("stop", token)
+        self._held.append((token, self._decoded, logprob))
+        text = self._decoder.push(token)
+        self._decoded += len(text)
+        safe, stop = self._stops.push(text)
+        if stop is not None:
+            return self._end(safe, "stop", stop, keep_held=False)
+        if self.sampled >= self._max_tokens:
+            return self._finish("length", None, safe)
+        return self._deliver(safe) if safe else None
+
+    def abort(self) -> Delta | None:
+        """End it from outside; what was held back is delivered. None if it has already ended."""
+        return None if self.finished else self._finish("abort", None)
+
+    def choice(self) -> Choice:
+        """The result so far; a sequence still running counts as aborted."""
+        return Choice(
+            text=self.text,
+            token_ids=self.token_ids,
+            finish_reason=self.finish_reason or "abort",
+            stop_reason=self.stop_reason,
+            logprobs=None if self.params.logprobs is None else tuple(self._logprobs),
+        )
+
+    def _logprob(self, logits: Tensor, token: int) -> TokenLogprob | None:
+        if self.params.logprobs is None:
+            return None
+        value, top = log_probabilities(logits, token, self.params.logprobs)
+        name = self._tokenizer.token_bytes
+        return TokenLogprob(token, name(token), value, tuple((i, name(i), v) for i, v in top))
+
+    def _finish(self, reason: FinishReason, stop: int | None, safe: str = "") -> Delta:
+        """Release what decoder and matcher held; the tail may yet complete a stop string."""
+        tail, _ = self._stops.push(self._decoder.finish())
+        text = safe + tail + self._stops.finish()
+        if self._stops.matched is not None:
+            return self._end(text, "stop", self._stops.matched, keep_held=False)
+        return self._end(text, reason, stop, keep_held=True)
+
+    def _end(self, text: str, reason: FinishReason, stop: str | int | None, *, keep_held: bool) -> Delta:
+        self.finish_reason, self.stop_reason = reason, stop
+        return self._deliver(text, everything=keep_held)
+
+    def _deliver(self, text: str, *, everything: bool = False) -> Delta:
+        """Deliver `text` with the held tokens that begin before its end, or with all of them."""
+        self._emitted += len(text)
+        ready = len(self._held)
+        if not everything:
+            ready = sum(begin < self._emitted for _, begin, _ in self._held)  # begins never decrease
+        now, self._held = self._held[:ready], self._held[ready:]
+        tokens = tuple(token for token, _, _ in now)
+        logprobs = tuple(logprob for _, _, logprob in now if logprob is not None)
+        self._texts.append(text)
+        self._tokens.extend(tokens)
+        self._logprobs.extend(logprobs)
+        return Delta(
+            text=text,
+            index=self.index,
+            token_ids=tokens,
+            logprobs=None if self.params.logprobs is None else logprobs,
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+        )
