@@ -1,0 +1,52 @@
+"""The options that several commands share, and the SamplingParams they make."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from qwenkit.core import RequestError, SamplingParams
+
+_MODEL = "Path of a checkpoint folder or GGUF file, a hub name (org/name), or demo, demo-0.5b, demo-1.5b."
+
+ModelArgument = Annotated[str | None, typer.Argument(metavar="MODEL", help=_MODEL, show_default="demo")]
+ModelOption = Annotated[str | None, typer.Option("--model", "-m", help="The same as MODEL.")]
+Temperature = Annotated[
+    float | None,
+    typer.Option(help="0 always takes the likeliest token; higher is more varied."),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(help="Sample from the likeliest tokens of this total mass."),
+]
+TopK = Annotated[int | None, typer.Option(help="Sample from this many tokens; 0 is all.")]
+MinP = Annotated[
+    float | None,
+    typer.Option(help="Drop tokens less likely than this share of the best."),
+]
+RepetitionPenalty = Annotated[float | None, typer.Option(help="Above 1 discourages tokens already seen.")]
+MaxTokens = Annotated[int | None, typer.Option("--max-tokens", help="Most tokens to generate.")]
+Seed = Annotated[int | None, typer.Option("--seed", "-s", help="Makes the answer repeatable.")]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Text that ends the answer and is not part of it; may be repeated. A newline is $'\\n' in bash.",
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
+Dtype = Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notices on stderr, only warnings and errors.")]
+
+
+def sampling_params(**values: Any) -> SamplingParams:
+    """SamplingParams of what was given; None and empty values are left to the checkpoint.
+
+    Raises typer.BadParameter (exit 2) for a value out of range.
+    """
+    given = {name: value for name, value in values.items() if value not in (None, [], ())}
+    try:
+        return SamplingParams(**given)
+    except RequestError as error:
+        raise typer.BadParameter(str(error)) from error
