@@ -190,17 +190,34 @@ class Tokenizer:
             raise TokenizerError(
                 f"Two special tokens would share a name in {dict(names)}.", "Name each once."
             )
-        return self._with_specials(renamed, [names.get(form, form) for form in self.visible])
+        return self._copy(renamed, [names.get(form, form) for form in self.visible])
 
     def with_visible(self, forms: Collection[str]) -> Tokenizer:
         """A copy whose special tokens `forms`, and no others, stay in text decoded with skip_special."""
         for form in forms:
             self.special_id(form)
-        return self._with_specials(self._special_tokens, forms)
+        return self._copy(self._special_tokens, forms)
 
-    def _with_specials(self, special_tokens: Mapping[str, int], visible: Collection[str]) -> Tokenizer:
+    def with_tokens(self, tokens: Mapping[bytes, int]) -> Tokenizer:
+        """A copy with more regular tokens, bytes -> id (see `extend.learn_merges`).
+
+        Raises TokenizerError if one of the tokens is there already or an id is taken.
+        """
+        known = [token for token in tokens if token in self._ranks]
+        if known:
+            raise TokenizerError(
+                f"{self.name} already has {_some(list(map(repr, known)))}.", "Leave them out."
+            )
+        return self._copy(self._special_tokens, self.visible, tokens)
+
+    def _copy(
+        self,
+        special_tokens: Mapping[str, int],
+        visible: Collection[str],
+        more_tokens: Mapping[bytes, int] = MappingProxyType({}),
+    ) -> Tokenizer:
         return Tokenizer(
-            self._ranks,
+            self._ranks | dict(more_tokens),
             special_tokens=special_tokens,
             visible=visible,
             pretokenizer=self.pretokenizer,
@@ -252,6 +269,9 @@ class Tokenizer:
             for part, whole in self.pretokenizer.divide(text):
                 encode = self._encoding._encode_single_piece if whole else self._encoding.encode_ordinary
                 ids.extend(encode(part))
+        return self._checked(ids)
+
+    def _checked(self, ids: list[int]) -> list[int]:
         if self._missing:
             for i in ids:
                 if i >= self._past_end:
@@ -260,6 +280,10 @@ class Tokenizer:
                         "Remove the character it belongs to.",
                     )
         return ids
+
+    def encode_piece(self, piece: bytes) -> list[int]:
+        """Ids of `piece` merged as one, without normalising or splitting it first; it may be any bytes."""
+        return self._checked(self._encoding._encode_single_piece(piece))
 
     # -- ids to text ---------------------------------------------------------------------------------
 
