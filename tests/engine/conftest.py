@@ -35,7 +35,7 @@ class ScriptedLM(CausalLM):
                 rotary_dim=4,
                 seq_length=4096,
                 max_positions=4096,
-            )  # fmt: skip
+            )
         )
         self.script = list(script)
         self.prompt_length = prompt_length

@@ -134,7 +134,8 @@ def test_logprobs_go_with_their_tokens(byte_tokenizer):
     logits = torch.zeros(260)
     logits[97], logits[98], logits[99] = 5.0, 4.0, 3.0
     delta = sequence.advance(logits)
-    assert delta is not None and delta.logprobs is not None
+    assert delta is not None
+    assert delta.logprobs is not None
     (entry,) = delta.logprobs
     assert (entry.token_id, entry.token_bytes) == (97, b"a")
     assert entry.logprob == pytest.approx(float(logits.log_softmax(0)[97]))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from qwenkit.engine.qwen import Qwen
 
 
-def explain(qwen: Qwen) -> str:
+def describe(qwen: Qwen) -> str:
     """One line a subject, "subject: value", reasons in parentheses."""
     config, place = qwen.config, qwen.placement
     device = str(place.device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -22,8 +21,9 @@ from qwenkit.core import (
     RequestError,
     SamplingParams,
 )
+from qwenkit.engine.conversation import chat_context, messages_prompt, warn_base_model
 from qwenkit.engine.device import Placement, choose_dtype, find_device, parse_dtype
-from qwenkit.engine.explain import explain
+from qwenkit.engine.explain import describe
 from qwenkit.engine.generate import collect, stream
 from qwenkit.engine.request import Request
 from qwenkit.engine.runner import Runner
@@ -132,7 +132,7 @@ class Qwen:
 
     def explain(self) -> str:
         """What runs, where, in which number format and why, in lines of text."""
-        return explain(self)
+        return describe(self)
 
     # Chatting: the original's `chat` and `chat_stream` (reference: chat sections 5 and 6)
 
@@ -272,33 +272,16 @@ class Qwen:
         params: SamplingParams,
     ) -> Request:
         self._warn_base()
-        _check_turns(query, history or ())
-        window = self.generation.max_window_size if max_window_size is None else max_window_size
-        if window is not None and (not isinstance(window, int) or window < 1):
-            raise RequestError(f"max_window_size={window!r}.", "Give a whole number of tokens, at least 1.")
-        context = chatml.make_context(
-            self.tokenizer,
-            query,
-            list(history or ()),
-            self.generation.default_system if system is None else system,
-            max_window_size=window,
-            chat_format="chatml",
+        context = chat_context(
+            self.tokenizer, self.generation, query, history, system, max_window_size, stacklevel=3
         )
-        if context.dropped_turns:
-            warnings.warn(
-                f"The {context.dropped_turns} oldest of {len(history or ())} turns were left out: system prompt "
-                f"and history exceed max_window_size={window} tokens. Pass a larger one to keep them.",
-                stacklevel=3,
-            )
         return self._request(
             context.token_ids, params, chat=True, name="The conversation", dropped_turns=context.dropped_turns
         )
 
     def _messages_request(self, messages: Sequence[Message], params: SamplingParams) -> Request:
         self._warn_base()
-        if not messages:
-            raise RequestError("There are no messages.", "Give at least one, e.g. Message('user', 'Hello').")
-        ids = chatml.encode(self.tokenizer, messages, default_system=self.generation.default_system)
+        ids = messages_prompt(self.tokenizer, self.generation, messages)
         return self._request(ids, params, chat=True, name="The conversation")
 
     def _request(
@@ -323,15 +306,9 @@ class Qwen:
         )
 
     def _warn_base(self) -> None:
-        """Once a model: what chats with a base model say is not a fault of the program."""
-        if self.is_chat or self._warned_base:
-            return
-        self._warned_base = True
-        warnings.warn(
-            f"{self.name} is a base model: it completes text and was not trained to chat, so replies may be "
-            "off the point or run on. Use generate(), or load its -Chat or -Instruct sibling.",
-            stacklevel=4,
-        )
+        if not self.is_chat and not self._warned_base:
+            self._warned_base = True
+            warn_base_model(self.name, stacklevel=4)
 
 
 def _merge(params: SamplingParams | None, sampling: Mapping[str, Any]) -> SamplingParams:
@@ -339,13 +316,3 @@ def _merge(params: SamplingParams | None, sampling: Mapping[str, Any]) -> Sampli
     if unknown:
         raise TypeError(f"Unknown sampling parameter {unknown[0]!r}; known are {', '.join(_SAMPLING_NAMES)}.")
     return replace(SamplingParams() if params is None else params, **sampling)
-
-
-def _check_turns(query: str, history: Sequence[tuple[str, str]]) -> None:
-    if not isinstance(query, str):
-        raise RequestError(f"query is {type(query).__name__}.", "Give a string.")
-    for turn in history:
-        if not isinstance(turn, (tuple, list)) or len(turn) != 2 or not all(isinstance(t, str) for t in turn):
-            raise RequestError(
-                f"history contains {turn!r}.", "Each turn must be a pair of strings: (query, reply)."
-            )

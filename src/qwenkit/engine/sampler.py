@@ -134,12 +134,16 @@ def check_finite(logits: Tensor) -> None:
 
 
 def log_probabilities(logits: Tensor, token: int, top: int) -> tuple[float, list[tuple[int, float]]]:
-    """Natural-log probability of `token` and the `top` likeliest (id, log probability), best first."""
+    """Natural-log probability of `token` and the `top` likeliest (id, log probability), best first.
+
+    Ids at minus infinity, which have no text, are not listed.
+    """
     normal = logits.float().log_softmax(0)
     if not top:
         return float(normal[token]), []
     values, ids = normal.topk(min(top, normal.numel()))
-    return float(normal[token]), list(zip(ids.tolist(), values.tolist(), strict=True))
+    best = zip(ids.tolist(), values.tolist(), strict=True)
+    return float(normal[token]), [(i, value) for i, value in best if value > -math.inf]
 
 
 class _Tally:

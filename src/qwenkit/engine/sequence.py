@@ -77,7 +77,7 @@ class TokenSequence:
         return self.accept(token, self._logprob(logits, token))
 
     def accept(self, token: int, logprob: TokenLogprob | None = None) -> Delta | None:
-        """Append a token chosen elsewhere. Returns new text, if any may be seen yet; always when this ends it."""
+        """Append a token chosen elsewhere. Returns text that may now be seen, if any, and always the end."""
         if self.finished:
             raise RuntimeError("The sequence has finished.")
         self.sampled += 1

@@ -31,7 +31,7 @@ class Vocabulary:
         self._hole_ids = torch.tensor(sorted(self.holes), dtype=torch.int64)
 
     def candidates(self, logits: Tensor) -> Tensor:
-        """Model logits [b, rows] of any float dtype -> float32 [b, size], minus infinity at ids without text."""
+        """Model logits [b, rows] of any float dtype -> float32 [b, size], -inf at ids without text."""
         logits = logits[:, : self.size].float()
         if not self.holes:
             return logits
