@@ -1,6 +1,7 @@
 """Files: find, fetch, open, check, read and write checkpoints of every layout. Does not know the engine."""
 
-from qwenkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from qwenkit.checkpoint.checkpoint import open_checkpoint
+from qwenkit.checkpoint.checkpoint_base import Checkpoint
 from qwenkit.checkpoint.demo import DEMOS
 from qwenkit.checkpoint.hub import pull
 from qwenkit.checkpoint.locate import Located, locate

@@ -1,140 +1,14 @@
-"""One opened checkpoint, whatever its layout: what it is, and the ways to load it.
-
-Knows files; does not know the engine.
-"""
+"""Open a checkpoint, whatever its layout."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cached_property
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import torch
-
-from qwenkit.checkpoint.generation_config import is_qwen2_chat, qwen2_generation, v1_generation
-from qwenkit.checkpoint.gptq_config import GPTQConfig, read_gptq_config
-from qwenkit.checkpoint.json_file import read_json, read_json_if_any
-from qwenkit.checkpoint.loading import Loader
-from qwenkit.checkpoint.names import Layout, stored_modules
-from qwenkit.checkpoint.safetensors_file import DTYPES
-from qwenkit.checkpoint.shards import open_folder
-from qwenkit.checkpoint.tensor_source import TensorEntry, TensorSource
-from qwenkit.checkpoint.verify import check_file
-from qwenkit.core import CheckpointError, ConfigError, GenerationConfig, QwenkitError, UnsupportedError
-from qwenkit.model import CausalLM, ModelConfig
-
-if TYPE_CHECKING:
-    from qwenkit.text import Tokenizer
-
-FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
-class Checkpoint:
-    """Made by `open_checkpoint`.
-
-    path: the folder or .gguf file; layout: "qwen-v1", "qwen2" or "gguf"; config: the model's shape;
-    generation: defaults for sampling and stopping; is_chat: trained to hold a conversation;
-    quantization: how weights are stored, in words; dtype: of the stored float weights.
-    """
-
-    path: Path
-    layout: Layout
-    config: ModelConfig
-    generation: GenerationConfig
-    is_chat: bool
-    quantization: str
-    dtype: torch.dtype
-
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer that belongs to the weights. Raises CheckpointError or TokenizerError."""
-        raise NotImplementedError
-
-    def entries(self) -> list[TensorEntry]:
-        """Every stored tensor as the headers describe it; nothing is loaded."""
-        return list(self._source.entries().values())
-
-    def check(self) -> None:
-        """Compare all headers with the configuration. Raises CheckpointError for anything amiss."""
-        self._loader().check()
-
-    def load_model(
-        self, *, device: torch.device | str = "cpu", dtype: torch.dtype, progress: bool = False
-    ) -> CausalLM:
-        """The model in eval mode without gradients, float weights in `dtype`, GPTQ linears as AffineLinear.
-
-        On the CPU, weights stored in `dtype` stay mapped to their files: starting costs one reading of
-        them. progress: a bar on standard error. Raises CheckpointError for missing, unexpected, misshapen
-        or non-finite tensors, UnsupportedError for what cannot be loaded.
-        """
-        if dtype not in FLOAT_DTYPES:
-            raise UnsupportedError(
-                f"A model in {str(dtype).removeprefix('torch.')}.", "Choose float32, float16 or bfloat16."
-            )
-        return self._loader().load(device=device, dtype=dtype, progress=progress)
-
-    def _loader(self) -> Loader:
-        raise NotImplementedError
-
-    _source: TensorSource
-
-
-class FolderCheckpoint(Checkpoint):
-    """A folder with config.json: the v1 or the Qwen2 layout, float or GPTQ."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        raw = read_json(path / "config.json")
-        self.config = _model_config(raw, path / "config.json")
-        self.layout = "qwen-v1" if self.config.architecture == "qwen" else "qwen2"
-        self._gptq: GPTQConfig | None = read_gptq_config(path, raw)
-        self._source = open_folder(path)
-        self.dtype = _float_dtype(self._source.entries())
-        words = str(self.dtype).removeprefix("torch.")
-        self.quantization = str(self._gptq) if self._gptq else f"none ({words})"
-        self.generation = self._generation()
-        self.is_chat = self.generation.chat_format == "chatml"
-
-    def _generation(self) -> GenerationConfig:
-        file = self.path / "generation_config.json"
-        raw = read_json_if_any(file)
-        if self.layout == "qwen-v1":
-            return v1_generation(raw, self.config.vocab_size, file)
-        about = read_json_if_any(self.path / "tokenizer_config.json")
-        return qwen2_generation(
-            raw,
-            chat=is_qwen2_chat(raw, about),
-            template=self._template(about),
-            vocab_size=self.config.vocab_size,
-            file=file,
-        )
-
-    def _template(self, about: Mapping[str, Any] | None) -> str | None:
-        """chat_template of tokenizer_config.json, or the file chat_template.jinja that newer tools write."""
-        beside = self.path / "chat_template.jinja"
-        if beside.exists():
-            check_file(beside)
-            return beside.read_text(encoding="utf-8", errors="replace")
-        template = (about or {}).get("chat_template")
-        if isinstance(template, list):  # several named templates; the one called default is for chat
-            named = {t.get("name"): t.get("template") for t in template if isinstance(t, Mapping)}
-            template = named.get("default")
-        return template if isinstance(template, str) else None
-
-    def tokenizer(self) -> Tokenizer:
-        from qwenkit.text import Tokenizer
-
-        for name in ("qwen.tiktoken", "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"):
-            if (self.path / name).exists():
-                check_file(self.path / name)
-        return Tokenizer.from_folder(self.path)
-
-    @cached_property
-    def _modules(self) -> dict[str, tuple[str, ...]]:
-        return stored_modules(self.layout, self.config.num_layers)
-
-    def _loader(self) -> Loader:
-        return Loader(self.config, self._source, self._modules, self._gptq)
+from qwenkit.checkpoint.checkpoint_base import Checkpoint
+from qwenkit.checkpoint.folder_checkpoint import FolderCheckpoint
+from qwenkit.checkpoint.gguf_checkpoint import GGUFCheckpoint
+from qwenkit.core import CheckpointError
 
 
 def open_checkpoint(path: Path, *, content_hash: str | None = None) -> Checkpoint:
@@ -149,31 +23,24 @@ def open_checkpoint(path: Path, *, content_hash: str | None = None) -> Checkpoin
         raise CheckpointError(
             f"There is no checkpoint at {path}.", "Give a folder with config.json, or a .gguf file."
         )
-    if path.is_dir() and (path / "config.json").exists():
+    if path.is_file():
+        return GGUFCheckpoint(path, content_hash)
+    if (path / "config.json").exists():
         return FolderCheckpoint(path)
+    files = sorted(path.glob("*.gguf"))
+    first = [
+        file
+        for file in files
+        if not re.search(r"-\d{5}-of-\d{5}\.gguf$", file.name) or "-00001-of-" in file.name
+    ]
+    if len(first) == 1:
+        return GGUFCheckpoint(first[0], content_hash)
+    if files:
+        raise CheckpointError(
+            f"{path} holds {len(files)} .gguf files: {', '.join(file.name for file in files[:8])}.",
+            "Give the path of one of them.",
+        )
     raise CheckpointError(
         f"{path} is not a checkpoint: it has no config.json.",
         "Give a folder with config.json and weights, or a .gguf file.",
     )
-
-
-def _model_config(raw: Mapping[str, Any], file: Path) -> ModelConfig:
-    try:
-        return ModelConfig.from_dict(raw)
-    except (ConfigError, UnsupportedError) as error:
-        kind: type[QwenkitError] = type(error)
-        raise kind(f"{file}: {error.problem}", error.remedy) from error
-    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
-        raise CheckpointError(
-            f"{file}: a value has the wrong type ({error}).", "Download it again."
-        ) from error
-
-
-def _float_dtype(entries: Mapping[str, TensorEntry]) -> torch.dtype:
-    """The float dtype that holds the most bytes; scales of quantized weights do not count."""
-    held: dict[torch.dtype, int] = {}
-    for name, entry in entries.items():
-        dtype = DTYPES.get(entry.dtype)
-        if dtype in FLOAT_DTYPES and dtype is not None and not name.endswith(".scales"):
-            held[dtype] = held.get(dtype, 0) + entry.nbytes
-    return max(held, key=lambda dtype: held[dtype], default=torch.float32)

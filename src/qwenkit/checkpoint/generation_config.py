@@ -86,7 +86,7 @@ def qwen2_generation(
 
 
 def template_system(template: str | None) -> str:
-    """The system prompt a Jinja chat template falls back on; "" if it has none, DEFAULT_SYSTEM without template."""
+    """The system prompt a Jinja chat template falls back on, "" if it has none; DEFAULT_SYSTEM for None."""
     if template is None:
         return DEFAULT_SYSTEM
     found = _TEMPLATE_SYSTEM.search(template)
@@ -94,7 +94,7 @@ def template_system(template: str | None) -> str:
 
 
 def is_qwen2_chat(generation: Mapping[str, Any] | None, tokenizer: Mapping[str, Any] | None) -> bool:
-    """True if the model ends its turns: Instruct models stop at <|im_end|>, base models only at <|endoftext|>.
+    """True if the model ends its turns: Instruct models stop at <|im_end|>, base models at <|endoftext|>.
 
     A chat template proves nothing: base models of the family ship one too.
     """

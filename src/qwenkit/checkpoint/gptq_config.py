@@ -1,4 +1,4 @@
-"""How a GPTQ checkpoint says it was quantized: quantize_config.json, or quantization_config in config.json."""
+"""How a GPTQ checkpoint was quantized: quantize_config.json, or quantization_config in config.json."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ _LARGEST = 256 * 2**20  # bytes; the largest real one, tokenizer.json, is 11 MB
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in the file. Raises CheckpointError when it is missing, a git-lfs pointer or not a JSON object."""
+    """The object in the file. Raises CheckpointError if it is missing, a git-lfs pointer or not an object."""
     if check_file(path) > _LARGEST:
         raise CheckpointError(
             f"{path} is larger than {_LARGEST} bytes.", "It is not the file it is named after."

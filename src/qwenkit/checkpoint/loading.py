@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from qwenkit.checkpoint.gptq_config import GPTQConfig
 from qwenkit.checkpoint.names import is_inert
+from qwenkit.checkpoint.safetensors_writer import PlannedTensor
 from qwenkit.checkpoint.tensor_source import TensorSource
 from qwenkit.checkpoint.verify import DOWNLOAD_AGAIN
-from qwenkit.core import CheckpointError
+from qwenkit.core import CheckpointError, UnsupportedError
 from qwenkit.model import CausalLM, ModelConfig
 from qwenkit.quant import AffineLinear
 
@@ -54,15 +56,39 @@ class Loader:
             if isinstance(module, nn.Linear) and self._is_packed(parts):
                 model.set_submodule(name, self._read_packed(module, parts, device, dtype))
                 continue
-            for kind, _ in module.named_parameters(recurse=False):
+            kinds = _kinds(module)
+            for kind in kinds:
                 tensor = self._read_rows([f"{part}.{kind}" for part in parts], dtype, device)
                 setattr(module, kind, nn.Parameter(tensor, requires_grad=False))
-            if isinstance(module, nn.Linear) and module.bias is None:
+            if isinstance(module, nn.Linear) and "bias" not in kinds:
                 self._check_extra_bias(parts)
         if self.config.tied_embeddings:
             self._check_tied_copy(model.transformer.wte.weight, dtype, device)
             model.lm_head.weight = model.transformer.wte.weight
         return model.eval()
+
+    def planned(self, dtype: torch.dtype) -> list[PlannedTensor]:
+        """Every parameter of the model under its canonical name, to be read one by one; `check` comes first.
+
+        A tied output projection is left out. Raises UnsupportedError for packed weights.
+        """
+        with torch.device("meta"):
+            model = CausalLM(self.config)
+        planned = []
+        for name, module in self._owners(model):
+            if self._tied(name):
+                continue
+            parts = self.modules[name]
+            if self._is_packed(parts):
+                raise UnsupportedError(
+                    f"{name} is quantized; it cannot be rewritten as {str(dtype).removeprefix('torch.')}.",
+                    "Start from the 16-bit checkpoint.",
+                )
+            for kind, parameter in module.named_parameters(recurse=False):
+                stored = [f"{part}.{kind}" for part in parts]
+                read = partial(self._read_rows, stored, dtype, "cpu")
+                planned.append(PlannedTensor(f"{name}.{kind}", tuple(parameter.shape), dtype, read))
+        return planned
 
     def check(self) -> None:
         """Compare the headers with the configuration: names, shapes and dtypes, before anything is read.
@@ -127,8 +153,9 @@ class Loader:
             parts = self.modules[name]
             packed = isinstance(module, nn.Linear) and self._is_packed(parts)
             if packed and self.gptq is None:
+                file = self.source.entry(f"{parts[0]}.qweight").file
                 raise CheckpointError(
-                    f"{self.source.entry(f'{parts[0]}.qweight').file} holds quantized weights, but nothing says how.",
+                    f"{file} holds quantized weights, but nothing says how.",
                     "Download quantize_config.json, or the config.json with its quantization_config.",
                 )
             for kind, parameter in module.named_parameters(recurse=False):
@@ -157,7 +184,7 @@ class Loader:
         return shapes
 
     def _optional(self, name: str) -> bool:
-        """Stored beside what is needed, and looked at later: old GPTQ biases, the copy of a tied embedding."""
+        """Stored beside what is needed and looked at later: old GPTQ biases, the copy of a tied embedding."""
         module, _, kind = name.rpartition(".")
         if self.config.tied_embeddings and name == f"{self.modules['lm_head'][0]}.weight":
             return True
@@ -194,7 +221,10 @@ class Loader:
                 for kind in _PACKED
                 if f"{part}.{kind}" in self.source.entries()
             }
-            if module.bias is None:
+            bias = None
+            if "bias" in _kinds(module):
+                bias = self.source.read(f"{part}.bias").to(dtype, copy=True)
+            else:
                 self._check_extra_bias([part])
             layer = AffineLinear.from_gptq(
                 self.source.read(f"{part}.qweight"),
@@ -202,7 +232,7 @@ class Loader:
                 _present(words["scales"]),
                 words.get("g_idx"),
                 self.gptq.bits,
-                None if module.bias is None else self.source.read(f"{part}.bias").to(dtype, copy=True),
+                bias,
                 zeros_minus_one=self.gptq.zeros_minus_one,
             )
             for kind in _PACKED:
@@ -212,7 +242,7 @@ class Loader:
         return AffineLinear.stack(layers)
 
     def _check_extra_bias(self, parts: Sequence[str]) -> None:
-        """AutoGPTQ of 2023 stored a zero bias for every linear; a model without biases must not drop a real one."""
+        """AutoGPTQ of 2023 stored a zero bias for every linear; a real one must not be dropped."""
         for part in parts:
             name = f"{part}.bias"
             entry = self.source.entries().get(name)
@@ -235,6 +265,11 @@ class Loader:
                 "Set tie_word_embeddings to false to use the stored output, or remove the tensor.",
             )
         self.source.release(name)
+
+
+def _kinds(module: nn.Module) -> list[str]:
+    """Names of the module's own parameters: weight, bias."""
+    return [kind for kind, _ in module.named_parameters(recurse=False)]
 
 
 def _present(tensor: Tensor | None) -> Tensor:

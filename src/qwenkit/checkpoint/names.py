@@ -13,7 +13,9 @@ Layout = Literal["qwen-v1", "qwen2", "gguf"]
 
 _V1 = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.w1", "mlp.w2", "mlp.c_proj")
 
-_QWEN2 = {
+_Parts = dict[str, tuple[str, ...]]
+
+_QWEN2: _Parts = {
     "ln_1": ("input_layernorm",),
     "attn.c_attn": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "attn.c_proj": ("self_attn.o_proj",),
@@ -23,7 +25,7 @@ _QWEN2 = {
     "mlp.c_proj": ("mlp.down_proj",),
 }
 
-_GGUF = {
+_GGUF: _Parts = {
     "ln_1": ("attn_norm",),
     "attn.c_attn": ("attn_q", "attn_k", "attn_v"),
     "attn.c_proj": ("attn_output",),
@@ -42,6 +44,8 @@ def stored_modules(layout: Layout, num_layers: int, *, fused_qkv: bool = False) 
 
     fused_qkv: the GGUF of a v1 model, which keeps c_attn whole as `attn_qkv`.
     """
+    outer: _Parts
+    inner: _Parts
     if layout == "qwen-v1":
         outer = {name: (name,) for name in ("transformer.wte", "transformer.ln_f", "lm_head")}
         inner, prefix = {name: (name,) for name in _V1}, "transformer.h.{}."

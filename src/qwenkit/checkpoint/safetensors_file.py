@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qwenkit.checkpoint.mapped_file import MappedFile
 from qwenkit.checkpoint.tensor_source import TensorEntry, TensorSource
 from qwenkit.checkpoint.verify import DOWNLOAD_AGAIN, check_file, check_finite
 from qwenkit.core import CheckpointError, UnsupportedError
@@ -50,8 +50,7 @@ class SafetensorsFile(TensorSource):
         header, self._data_start = self._read_header(size)
         self._offsets: dict[str, tuple[int, int]] = {}
         self._entries = self._check_header(header, size - self._data_start)
-        self._map: mmap.mmap | None = None
-        self._bytes = torch.empty(0, dtype=torch.uint8)
+        self._file = MappedFile(path)
 
     def entries(self) -> Mapping[str, TensorEntry]:
         return self._entries
@@ -64,11 +63,8 @@ class SafetensorsFile(TensorSource):
                 f"{self.path}: tensor {name!r} has dtype {entry.dtype}.",
                 f"Readable dtypes: {', '.join(DTYPES)}.",
             )
-        start, end = self._offsets[name]
-        raw = self._mapped()[start:end]
-        if start % stored.itemsize:
-            raw = raw.clone()  # early writers did not pad the header; torch views must be aligned
-        tensor = raw.view(stored).view(entry.shape)
+        # Early writers did not pad the header; the map copies what is not aligned.
+        tensor = self._file.view(*self._offsets[name], stored).view(entry.shape)
         check_finite(tensor, name, self.path, dtype)
         if dtype is None or dtype == stored:
             return tensor
@@ -77,20 +73,7 @@ class SafetensorsFile(TensorSource):
         return cast
 
     def release(self, name: str) -> None:
-        """Drop the pages of `name` from this process; a later read maps them in again."""
-        start, end = self._offsets[name]
-        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-        length = end // mmap.PAGESIZE * mmap.PAGESIZE - first
-        if self._map is not None and length > 0 and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED, first, length)
-
-    def _mapped(self) -> Tensor:
-        if self._map is None:
-            with self.path.open("rb") as file:
-                # A private, writable map: torch wants writable memory, and no write ever reaches the file.
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
-        return self._bytes
+        self._file.release(*self._offsets[name])
 
     def _corrupt(self, what: str) -> CheckpointError:
         return CheckpointError(f"{self.path}: {what}.", DOWNLOAD_AGAIN)

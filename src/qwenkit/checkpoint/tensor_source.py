@@ -18,7 +18,7 @@ from qwenkit.core import CheckpointError
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One stored tensor as its file's header describes it; `dtype` in the file's own words (BF16, I32, Q4_K)."""
+    """One stored tensor as its header describes it; `dtype` in the file's own words (BF16, I32, Q4_K)."""
 
     name: str
     shape: tuple[int, ...]

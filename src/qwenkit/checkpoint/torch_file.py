@@ -18,7 +18,7 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class TorchFile(TensorSource):
-    """Raises CheckpointError if the file is missing, corrupt, holds anything but tensors, or wants to run code."""
+    """Raises CheckpointError if the file is missing, corrupt, not all tensors, or wants to run code."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -33,7 +33,7 @@ def check_file(path: Path) -> int:
     if start == _LFS_MARK:
         raise CheckpointError(
             f"{path} is a git-lfs pointer of {size} bytes, not the file itself.",
-            "Run `git lfs install && git lfs pull` in that folder, or download the checkpoint with `qwenkit pull`.",
+            "Run `git lfs install && git lfs pull` in that folder, or download it with `qwenkit pull`.",
         )
     return size
 
@@ -50,7 +50,8 @@ def check_finite(tensor: Tensor, name: str, file: Path, target: torch.dtype | No
         raise CheckpointError(f"{file}: tensor {name!r} contains NaN or infinity.", DOWNLOAD_AGAIN)
     if target is not None and target != tensor.dtype and max(-low, high) > torch.finfo(target).max:
         words = str(target).removeprefix("torch.")
+        limit = torch.finfo(target).max
         raise UnsupportedError(
-            f"{file}: tensor {name!r} holds {max(-low, high):g}, more than {words} can ({torch.finfo(target).max:g}).",
+            f"{file}: tensor {name!r} holds {max(-low, high):g}, more than {words} can ({limit:g}).",
             "Load with dtype bfloat16 or float32.",
         )

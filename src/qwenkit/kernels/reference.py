@@ -70,7 +70,7 @@ def affine_dequantize(
     *,
     bits: int = 8,
 ) -> Tensor:
-    """w[o, i] = scale[g, o] * (code[o, i] - zero[g, o]) with g = group_of_column[i], in float32, cast to dtype.
+    """w[o, i] = scale[g, o] * (code[o, i] - zero[g, o]), g = group_of_column[i], in float32, cast to dtype.
 
     codes: uint8 [out, in], or for bits=4 [out, in / 2] with column 2j in the low half of byte j;
     scales: float [groups, out]; zeros: uint8 [groups, out]; group_of_column: int [in]. Returns [out, in].

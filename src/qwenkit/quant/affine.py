@@ -102,7 +102,7 @@ class AffineLinear(nn.Module):
         return cls(codes_from_words(qweight, bits), scales, zeros, g_idx, bits=bits, bias=bias)
 
     def to_gptq(self, *, zeros_minus_one: bool = True) -> dict[str, Tensor]:
-        """qweight, qzeros, scales and g_idx as a GPTQ checkpoint stores them; exact inverse of `from_gptq`."""
+        """qweight, qzeros, scales and g_idx as GPTQ checkpoints store them; exact inverse of `from_gptq`."""
         return {
             "qweight": words_from_codes(self.codes, self.bits),
             "qzeros": pack_zeros(self.zeros, self.bits, stored_minus_one=zeros_minus_one),

@@ -23,7 +23,7 @@ def check_bits(bits: int) -> None:
 
 
 def codes_from_words(qweight: Tensor, bits: int) -> Tensor:
-    """qweight int32 [in * bits / 32, out] -> bytes uint8 [out, in * bits / 8]; 4-bit codes stay two a byte, even first.
+    """qweight int32 [in * bits / 32, out] -> uint8 [out, in * bits / 8]; 4 bits: two a byte, even first.
 
     Transposing whole words is all it takes: the bytes of a word already hold its codes in order.
     """
@@ -52,7 +52,7 @@ def unpack_zeros(qzeros: Tensor, bits: int, *, stored_minus_one: bool = True) ->
     check_bits(bits)
     raw = _dense(qzeros).view(torch.uint8)
     zeros = unpack_nibbles(raw) if bits == 4 else raw.clone()
-    return (zeros + int(stored_minus_one)) & (2**bits - 1)
+    return zeros.add(int(stored_minus_one)).bitwise_and(2**bits - 1)
 
 
 def pack_zeros(zeros: Tensor, bits: int, *, stored_minus_one: bool = True) -> Tensor:

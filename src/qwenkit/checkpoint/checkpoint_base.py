@@ -1,0 +1,90 @@
+"""What every opened checkpoint offers, whatever its layout."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from qwenkit.checkpoint.loading import Loader
+from qwenkit.checkpoint.names import Layout
+from qwenkit.checkpoint.safetensors_writer import PlannedTensor
+from qwenkit.checkpoint.tensor_source import TensorEntry, TensorSource
+from qwenkit.core import GenerationConfig, UnsupportedError
+from qwenkit.model import CausalLM, ModelConfig
+
+if TYPE_CHECKING:
+    from qwenkit.text import Tokenizer
+
+FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class Checkpoint(ABC):
+    """Made by `open_checkpoint`.
+
+    path: the folder or .gguf file; layout: "qwen-v1", "qwen2" or "gguf"; config: the model's shape;
+    generation: defaults for sampling and stopping; is_chat: trained to hold a conversation;
+    quantization: how weights are stored, in words; dtype: of the stored float weights.
+    """
+
+    path: Path
+    layout: Layout
+    config: ModelConfig
+    generation: GenerationConfig
+    quantization: str
+    dtype: torch.dtype
+    _source: TensorSource
+
+    @property
+    def is_chat(self) -> bool:
+        return self.generation.chat_format == "chatml"
+
+    @abstractmethod
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that belongs to the weights. Raises CheckpointError or TokenizerError."""
+
+    @property
+    @abstractmethod
+    def _loader(self) -> Loader:
+        """Reads the checkpoint's own files."""
+
+    def _loader_for(self, dtype: torch.dtype) -> Loader:
+        """The quickest way to the tensors in `dtype`."""
+        return self._loader
+
+    def entries(self) -> list[TensorEntry]:
+        """Every stored tensor as the headers describe it; nothing is loaded."""
+        return list(self._source.entries().values())
+
+    def check(self) -> None:
+        """Compare all headers with the configuration. Raises CheckpointError for anything amiss."""
+        self._loader.check()
+
+    def planned(self, dtype: torch.dtype) -> Sequence[PlannedTensor]:
+        """All tensors under their canonical names in `dtype`, each read when asked for: for rewriting.
+
+        Raises UnsupportedError for packed weights and other dtypes, CheckpointError as `check`.
+        """
+        self._loader.check()
+        return self._loader_for(_float(dtype)).planned(dtype)
+
+    def load_model(
+        self, *, device: torch.device | str = "cpu", dtype: torch.dtype, progress: bool = False
+    ) -> CausalLM:
+        """The model in eval mode without gradients, float weights in `dtype`, GPTQ linears as AffineLinear.
+
+        On the CPU, weights stored in `dtype` stay mapped to their files: starting costs one reading of
+        them. progress: a bar on standard error. Raises CheckpointError for missing, unexpected, misshapen
+        or non-finite tensors, UnsupportedError for what cannot be loaded.
+        """
+        return self._loader_for(_float(dtype)).load(device=device, dtype=dtype, progress=progress)
+
+
+def _float(dtype: torch.dtype) -> torch.dtype:
+    if dtype not in FLOAT_DTYPES:
+        words = str(dtype).removeprefix("torch.")
+        raise UnsupportedError(f"A model in {words}.", "Choose float32, float16 or bfloat16.")
+    return dtype
