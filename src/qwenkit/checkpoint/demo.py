@@ -164,7 +164,7 @@ def _from_hub(demo: Demo, place: Path, hub: str, url: str) -> None:
     if why is not None:
         raise SourceError(f"{hub} did not answer ({why}).")
     with Progress(f"{demo.title} from {hub}", demo.size) as progress:
-        fetch(RemoteFile(url, demo.size, demo.sha256), place, advance=progress.advance)
+        fetch(RemoteFile(url, demo.file, demo.size, demo.sha256), place, advance=progress.advance)
 
 
 def _from_packages(demo: Demo, place: Path) -> None:

@@ -120,9 +120,8 @@ def _fetch_large(
     with Progress(title, total) as progress, ThreadPoolExecutor(_CONNECTIONS) as pool:
         jobs = {}
         for file in lacking:
-            remote = RemoteFile(
-                f"{hub}/{repo}/resolve/{commit}/{quote(file.path)}", file.size, file.sha256, headers
-            )
+            url = f"{hub}/{repo}/resolve/{commit}/{quote(file.path)}"
+            remote = RemoteFile(url, file.path, file.size, file.sha256, headers)
             job = pool.submit(fetch, remote, places[file], advance=progress.advance, cancelled=cancelled)
             jobs[job] = file
         try:

@@ -56,9 +56,10 @@ class _Interrupted(Exception):  # noqa: N818 - never leaves this module
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file that can be asked for: where, how large (bytes), with which SHA-256 (64 hex digits)."""
+    """A file that can be asked for: where, under which name people know it, bytes and SHA-256 (hex)."""
 
     url: str
+    name: str
     size: int | None = None
     sha256: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -116,14 +117,14 @@ def fetch(
         found = _fill(remote, partial, advance, cancelled)
         if remote.sha256 is not None and found != remote.sha256 and continued:
             # The earlier half may be of another version of the file: that is no fault of the source.
-            say(f"The partial file of {destination.name} does not fit; it is deleted and fetched anew.")
+            say(f"The partial file of {remote.name} does not fit; it is deleted and fetched anew.")
             advance(-partial.stat().st_size)
             partial.unlink()
             found = _fill(remote, partial, advance, cancelled)
         if remote.sha256 is not None and found != remote.sha256:
             partial.unlink()
             raise CorruptError(
-                f"{destination.name} from {_host(remote.url)} has SHA-256 {found[:16]}..., "
+                f"{remote.name} from {_host(remote.url)} has SHA-256 {found[:16]}..., "
                 f"not {remote.sha256[:16]}...; it was deleted.",
                 "Run the same command again; if it repeats, the source or a proxy alters the file.",
             )
@@ -233,7 +234,7 @@ def _continue(
                     raise KeyboardInterrupt
                 if total is not None and have + len(chunk) > total:
                     raise CorruptError(
-                        f"{_host(remote.url)} sends more than the {total} bytes of {partial.name}."
+                        f"{_host(remote.url)} sends more than the {total} bytes of {remote.name}."
                     )
                 out.write(chunk)
                 digest.update(chunk)

@@ -232,7 +232,7 @@ def _index_download(project: str, version: str, folder: Path) -> None:
     if not fitting:
         raise SourceError(f"The package index {host} has no {wanted}.")
     url, sha256 = fitting[0]
-    fetch(RemoteFile(url, None, sha256), folder / wanted)
+    fetch(RemoteFile(url, wanted, None, sha256), folder / wanted)
 
 
 def _links(page: bytes, kind: str, base: str) -> list[tuple[str, str, str | None]]:
