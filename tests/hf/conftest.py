@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import qwenkit.hf  # noqa: F401  (registers with transformers)
+
 DATA = Path(__file__).parents[1] / "data"
 TINY = DATA / "tiny_v1"
 
@@ -103,7 +105,6 @@ def chat_folder(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> P
 
 @pytest.fixture(scope="module")
 def tiny(tiny_folder: Path):
-    import qwenkit.hf  # noqa: F401
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(tiny_folder).eval()
@@ -111,7 +112,6 @@ def tiny(tiny_folder: Path):
 
 @pytest.fixture(scope="module")
 def chat_model(chat_folder: Path):
-    import qwenkit.hf  # noqa: F401
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(chat_folder).eval()
@@ -119,7 +119,6 @@ def chat_model(chat_folder: Path):
 
 @pytest.fixture(scope="session")
 def tokenizer(chat_folder: Path):
-    import qwenkit.hf  # noqa: F401
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(chat_folder)

@@ -108,9 +108,10 @@ class QWenConfig(PreTrainedConfig):
         self.tie_word_embeddings = tie_word_embeddings
         kwargs.setdefault("tokenizer_class", "QWenTokenizer")
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
-        self._check()
+        self.check()
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise what the constructor raises; attributes may have been set since."""
         self.precision  # noqa: B018  (raises when two flags are set)
         if not self.scale_attn_weights:
             raise UnsupportedError(

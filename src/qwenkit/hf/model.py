@@ -60,6 +60,7 @@ class QWenLMHeadModel(ChatMixin, LoadingMixin, PreTrainedModel, GenerationMixin)
                 f"attn_implementation={config._attn_implementation!r}.",
                 "Leave it out: attention is always torch's scaled dot-product attention (sdpa).",
             )
+        config.check()
         shape = config.shape
         self.transformer = Transformer(shape)
         self.lm_head = nn.Linear(shape.hidden_size, shape.vocab_size, bias=False)
