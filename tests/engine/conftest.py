@@ -3,56 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from scripted_model import SPECIAL, ScriptedLM
 
-from qwenkit.model import Batch, CausalLM, ModelConfig
+from qwenkit.model import CausalLM, ModelConfig
 from qwenkit.text import Tokenizer
 
 TINY_V1 = Path(__file__).parents[1] / "data" / "tiny_v1"
-END, START, STOP, EXTRA = 256, 257, 258, 259
-SPECIAL = {"<|endoftext|>": END, "<|im_start|>": START, "<|im_end|>": STOP, "<|extra_0|>": EXTRA}
 
 
-class ScriptedLM(CausalLM):
-    """Says `script` after any prompt of `prompt_length` tokens, whatever the prompt is; counts its passes."""
-
-    def __init__(self, script: Sequence[int], prompt_length: int, rows: int = 272) -> None:
-        super().__init__(
-            ModelConfig(
-                vocab_size=rows,
-                hidden_size=4,
-                num_layers=1,
-                num_heads=1,
-                num_kv_heads=1,
-                head_dim=4,
-                ffn_size=4,
-                rotary_dim=4,
-                seq_length=4096,
-                max_positions=4096,
-            )
-        )
-        self.script = list(script)
-        self.prompt_length = prompt_length
-        self.passes = 0
-        self.poison: float | None = None
-        self.interrupt_at: int | None = None
-
-    def forward(self, tokens: Tensor, batch: Batch, last: int = 0) -> Tensor:
-        self.passes += 1
-        if self.passes == self.interrupt_at:
-            raise KeyboardInterrupt
-        logits = torch.zeros(tokens.shape[0], 1, self.shape.vocab_size)
-        for row, position in enumerate(batch.positions[:, -1].tolist()):
-            logits[row, 0, self.script[position + 1 - self.prompt_length]] = 50.0
-        if self.poison is not None:
-            logits[0, 0, 3] = self.poison
-        return logits
+@pytest.fixture(scope="package", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Matrices this small only wait for each other's threads, for seconds on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripted_model import END, EXTRA, STOP
 
 from qwenkit.core import Delta, SamplingParams
 from qwenkit.engine.sequence import TokenSequence
 
 PARAMS = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
-END, STOP, EXTRA = 256, 258, 259
 
 
 def make(tokenizer, end_ids=(END, STOP), **params) -> TokenSequence:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from qwenkit.engine.request import NEUTRAL
+
 if TYPE_CHECKING:
     from qwenkit.engine.qwen import Qwen
 
@@ -28,7 +30,7 @@ def describe(qwen: Qwen) -> str:
     )
     held = {t.data_ptr(): t.nbytes for t in (*qwen.model.parameters(), *qwen.model.buffers())}
     long = [name for name, on in (("dynamic NTK", config.dynamic_ntk), ("LogN", config.logn)) if on]
-    sampling = qwen.generation.sampling
+    sampling = qwen.generation.sampling.with_defaults(NEUTRAL)
     lines = {
         "model": f"{qwen.name} ({'chat' if qwen.is_chat else 'base'})",
         "architecture": f"{config.architecture}, {config.parameter_count / 1e9:.2f} billion parameters",

@@ -13,7 +13,7 @@ from qwenkit.engine.sequence import TokenSequence
 from qwenkit.engine.vocabulary import Vocabulary
 from qwenkit.model import ModelConfig, ntk_alpha
 
-_NEUTRAL = SamplingParams(temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, repetition_penalty=1.0)
+NEUTRAL = SamplingParams(temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, repetition_penalty=1.0)
 """What acts where neither the request nor the checkpoint says anything: the model's own distribution."""
 
 
@@ -50,7 +50,7 @@ class Request:
         vocabulary.check(params.stop_token_ids, "stop_token_ids")
         max_tokens = _room(len(self.prompt_ids), params.max_tokens, defaults.max_tokens, config, name)
         resolved = replace(params, max_tokens=max_tokens).with_defaults(defaults)
-        self.params = resolved.with_defaults(_NEUTRAL)
+        self.params = resolved.with_defaults(NEUTRAL)
         self.ntk_alpha = ntk_alpha(len(self.prompt_ids), config.seq_length) if config.dynamic_ntk else 1.0
         self.max_tokens = max_tokens
         self.dropped_turns = dropped_turns
