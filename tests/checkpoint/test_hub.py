@@ -18,6 +18,8 @@ from qwenkit.checkpoint import hub_huggingface, pull, transfer
 from qwenkit.checkpoint.repository import HubName, RepositoryFile, choose_files, missing_files
 from qwenkit.core import DownloadError, RequestError
 
+pytest_plugins = ["isolation"]
+
 NAME = "org/model"
 _RANDOM = random.Random(7)
 SHARDS = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]

@@ -80,7 +80,8 @@ def demo_file(demo: Demo, *, offline: bool = False) -> Path:
     place = cache_root() / "models" / demo.file
     if place.exists() and is_intact(place, demo.sha256, demo.size):
         return place
-    with exclusive(str(place)):
+    # Another name than the lock of the file itself, which the transfer takes.
+    with exclusive(f"the demo model {demo.title}"):
         return _find(demo, place, offline)
 
 
