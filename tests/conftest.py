@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import lzma
 import os
 import shutil
@@ -19,6 +20,32 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with lzma.open(DATA / "qwen.tiktoken.xz") as packed, path.open("wb") as out:
         shutil.copyfileobj(packed, out)
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_chat(vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A v1 chat checkpoint of the smallest shape, random weights and the real vocabulary (20 MB)."""
+    import torch
+    from safetensors.torch import save_file
+
+    from qwenkit.model import CausalLM, ModelConfig
+
+    config = ModelConfig(
+        vocab_size=151936, hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=16,
+        ffn_size=48, rotary_dim=16, seq_length=2048, max_positions=8192, dynamic_ntk=True, logn=True,
+        initializer_range=1.0,  # a trained model is as sure of its next token; flat logits sample slowly
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("models") / "Qwen-7B-Chat"
+    folder.mkdir()
+    weights = CausalLM(config).initialize(seed=1).to(torch.bfloat16).state_dict()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config.to_v1_dict()))
+    generation = {"chat_format": "chatml", "eos_token_id": 151643, "pad_token_id": 151643, "do_sample": True,
+                  "top_k": 0, "top_p": 0.8, "max_window_size": 6144, "max_new_tokens": 24}  # fmt: skip
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "QWenTokenizer"}))
+    shutil.copy(vocabulary, folder / "qwen.tiktoken")
+    return folder
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

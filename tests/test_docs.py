@@ -1,0 +1,91 @@
+"""The commands and programs printed in README and docs run; both READMEs say the same commands."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qwenkit.cli.main import main
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+_BLOCK = re.compile(r"^```(bash|python)([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Code of a page in one language; a block marked no-run is for reading."""
+    found = _BLOCK.findall(page.read_text())
+    return [code for kind, mark, code in found if kind == language and "no-run" not in mark]
+
+
+def commands() -> list[str]:
+    lines = [line for page in PAGES for code in blocks(page, "bash") for line in code.splitlines()]
+    lines = [line.split("  #")[0].strip() for line in lines]
+    # The two installing commands make a virtual environment: CI runs one, a person the other.
+    return sorted({line for line in lines if line and not line.startswith("python3 -m venv")})
+
+
+def programs() -> list:
+    return [
+        pytest.param(code, id=f"{page.name}-{i}")
+        for page in PAGES
+        for i, code in enumerate(blocks(page, "python"))
+    ]
+
+
+@pytest.fixture
+def workplace(tiny_chat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with ./Qwen-7B-Chat in it, where no model argument means that one, and no network is used."""
+    (tmp_path / "Qwen-7B-Chat").symlink_to(tiny_chat)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QWENKIT_MODEL", str(tiny_chat))
+    monkeypatch.setenv("QWENKIT_DEMO_PATH", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"hi")))
+    return tmp_path
+
+
+@pytest.mark.parametrize("line", commands())
+def test_printed_commands_run(line: str, workplace: Path) -> None:
+    line = line.replace("--model demo ", f"--model {workplace / 'Qwen-7B-Chat'} ")
+    if "|" in line:
+        subprocess.run(["bash", "-c", line], check=True, timeout=120)
+        return
+    program, *arguments = shlex.split(line)
+    assert program == "qwenkit"
+    network = any(re.fullmatch(r"[Qq]wen/\S+", argument) for argument in arguments)
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--offline"] if network else arguments)
+    # Without a network a hub name ends in the documented error, never in a usage error.
+    assert ended.value.code in ((0, 1) if network or "doctor" in arguments else (0, None))
+
+
+@pytest.mark.parametrize("code", programs())
+def test_printed_programs_run(code: str, workplace: Path) -> None:
+    exec(compile(code, "docs", "exec"), {"__name__": "docs"})
+
+
+def test_both_readmes_print_the_same_commands_and_programs() -> None:
+    english, chinese = ROOT / "README.md", ROOT / "README_CN.md"
+    for language in ("bash", "python"):
+        pair = [
+            [re.sub(r"\s*#.*", "", line) for code in blocks(page, language) for line in code.splitlines()]
+            for page in (english, chinese)
+        ]
+        assert pair[0] == pair[1]
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "README_CN.md", ROOT / "CONTRIBUTING.md"], ids=lambda p: p.name
+)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
