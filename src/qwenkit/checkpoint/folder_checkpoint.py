@@ -44,9 +44,9 @@ class FolderCheckpoint(Checkpoint):
     def _generation(self) -> GenerationConfig:
         file = self.path / "generation_config.json"
         raw = read_json_if_any(file)
-        if self.layout == "qwen-v1":
-            return v1_generation(raw, self.config.vocab_size, file)
         about = read_json_if_any(self.path / "tokenizer_config.json")
+        if self.layout == "qwen-v1":
+            return v1_generation(raw, self.config.vocab_size, file, self._template(about))
         return qwen2_generation(
             raw,
             chat=is_qwen2_chat(raw, about),

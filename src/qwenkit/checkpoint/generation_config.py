@@ -41,10 +41,16 @@ QWEN2_CHAT: Mapping[str, Any] = {
 QWEN2_BASE: Mapping[str, Any] = {"do_sample": False, "max_new_tokens": 2048, "eos_token_id": END_OF_TEXT}
 """The same for a Qwen2-family base model."""
 
-_TEMPLATE_SYSTEM = re.compile(r"<\|im_start\|>system(?:\\n|\n)((?:[^'\"<{}\\]|\\.)+?)<\|im_end\|>")
+_TEMPLATE_SYSTEM = re.compile(
+    r"""(?P<quote>['"])<\|im_start\|>system(?:\\n|\n)(?P<text>(?:(?!(?P=quote))[^\\]|\\.)*?)<\|im_end\|>""",
+    re.DOTALL,
+)
+_ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
 
 
-def v1_generation(raw: Mapping[str, Any] | None, vocab_size: int, file: Path) -> GenerationConfig:
+def v1_generation(
+    raw: Mapping[str, Any] | None, vocab_size: int, file: Path, template: str | None = None
+) -> GenerationConfig:
     """From the generation_config.json of a v1 checkpoint; `raw` None applies V1_CHAT.
 
     A Chat model stops at <|im_end|>, <|im_start|> and <|endoftext|>, a base model at <|endoftext|>.
@@ -64,6 +70,7 @@ def v1_generation(raw: Mapping[str, Any] | None, vocab_size: int, file: Path) ->
         stop_token_ids=_stops(stops, values, vocab_size, file),
         chat_format="chatml" if chat else "raw",
         max_window_size=window,
+        default_system=template_system(template),
     )
 
 
@@ -73,7 +80,7 @@ def qwen2_generation(
     """From generation_config.json and the chat template of a Qwen2 or GGUF checkpoint.
 
     `raw` None applies QWEN2_CHAT or QWEN2_BASE. The default system prompt is the one spelled out in the
-    template; a template without one means that a conversation starts without a system turn.
+    template.
     """
     values = (QWEN2_CHAT if chat else QWEN2_BASE) if raw is None else raw
     stops = (IM_END, END_OF_TEXT) if chat else (END_OF_TEXT,)
@@ -86,11 +93,16 @@ def qwen2_generation(
 
 
 def template_system(template: str | None) -> str:
-    """The system prompt a Jinja chat template falls back on, "" if it has none; DEFAULT_SYSTEM for None."""
-    if template is None:
+    """The system prompt that a Jinja chat template spells out for conversations without one.
+
+    DEFAULT_SYSTEM where there is no template, or none in it: ChatML as trained always has a system turn.
+    """
+    found = _TEMPLATE_SYSTEM.search(template or "")
+    if found is None:
         return DEFAULT_SYSTEM
-    found = _TEMPLATE_SYSTEM.search(template)
-    return re.sub(r"\\(.)", r"\1", found[1]) if found else ""
+    return re.sub(
+        r"\\(.)", lambda escaped: _ESCAPES.get(escaped[1], escaped[1]), found["text"], flags=re.DOTALL
+    )
 
 
 def is_qwen2_chat(generation: Mapping[str, Any] | None, tokenizer: Mapping[str, Any] | None) -> bool:

@@ -72,9 +72,9 @@ class GGUFCheckpoint(Checkpoint):
         A qwen2 file is a chat model if it ends at <|im_end|>; a v1 file does not say and is taken for one.
         """
         header, vocab_size = self._header, self.config.vocab_size
-        if self.config.architecture == "qwen":
-            return v1_generation(None, vocab_size, self.path)
         template = header.text("tokenizer.chat_template") or None
+        if self.config.architecture == "qwen":
+            return v1_generation(None, vocab_size, self.path, template)
         return qwen2_generation(
             None,
             chat=header.integer("tokenizer.ggml.eos_token_id", -1) == IM_END,

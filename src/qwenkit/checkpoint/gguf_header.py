@@ -155,7 +155,7 @@ class GGUFHeader:
         for name, shape, kind, offset in raw:
             if kind not in BLOCKS:
                 raise UnsupportedError(
-                    f"{self._path}: tensor {name!r} has type {kind}.",
+                    f"{self._path}: tensor {name!r} has type {_type_name(kind)}.",
                     f"Readable types: {', '.join(block[0] for block in BLOCKS.values())}.",
                 )
             type_name, weights, width = BLOCKS[kind]
@@ -284,6 +284,13 @@ class _Cursor:
             return [str(buffer[start:end], "utf-8") for start, end in self._string_spans(count)]
         except UnicodeDecodeError:
             raise self.corrupt("its metadata has text that is not UTF-8") from None
+
+
+def _type_name(kind: int) -> str:
+    """What llama.cpp calls a tensor type that is not in BLOCKS."""
+    from gguf import GGMLQuantizationType
+
+    return next((known.name for known in GGMLQuantizationType if known == kind), f"number {kind}")
 
 
 def _shown(value: Value) -> str:

@@ -44,7 +44,7 @@ def write_safetensors(
     path: Path, tensors: Sequence[PlannedTensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write and sync a new file; a failure leaves none. Raises CheckpointError for a tensor not as planned."""
-    # Widest elements first: each tensor is aligned to its own width without the forbidden padding.
+    # Widest elements first: each tensor is aligned to its own width; padding is forbidden.
     tensors = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     at = 0

@@ -1,0 +1,115 @@
+"""Small GGUF files, written by the gguf library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from small_checkpoints import small_model
+
+from qwenkit.model import CausalLM
+
+_LETTERS = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256))]
+VOCABULARY = [*_LETTERS, *(chr(256 + n) for n in range(256 - len(_LETTERS))), "he", "<|endoftext|>",
+              "<|im_start|>", "<|im_end|>"]  # fmt: skip
+"""The 256 byte letters, one merge, and the control tokens."""
+
+
+def write_tensors(path: Path, tensors: dict[str, tuple[np.ndarray, gguf.GGMLQuantizationType]]) -> Path:
+    writer = gguf.GGUFWriter(path, "test")
+    for name, (value, kind) in tensors.items():
+        writer.add_tensor(name, value, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def write_model(
+    path: Path,
+    *,
+    arch: str = "qwen2",
+    kind: str = "F32",
+    tied: bool = False,
+    metadata: dict[str, Any] | None = None,
+    general: dict[str, Any] | None = None,
+    split: int = 0,
+    load: bool = True,
+) -> tuple[Path, CausalLM]:
+    """A random model as a GGUF file, and the same model with the weights the file stands for.
+
+    metadata overrides keys of the architecture, general any others; split: tensors a part.
+    load=False: the caller only opens the file, so tensors may contradict the metadata.
+    """
+    shared = {"num_kv_heads": 4} if arch == "qwen" else {}
+    model = small_model(architecture=arch, tied_embeddings=tied, vocab_size=320, **shared)
+    config = model.shape
+    parts: dict[str, torch.Tensor] = {"token_embd.weight": model.transformer.wte.weight}
+    if not tied:
+        parts["output.weight"] = model.lm_head.weight
+    parts["output_norm.weight"] = model.transformer.ln_f.weight
+    for n, block in enumerate(model.transformer.h):
+        sizes = [config.num_heads * 16, config.num_kv_heads * 16, config.num_kv_heads * 16]
+        for suffix in ("weight", "bias"):
+            fused = getattr(block.attn.c_attn, suffix)
+            if arch == "qwen":
+                parts[f"blk.{n}.attn_qkv.{suffix}"] = fused
+            else:
+                for letter, rows in zip("qkv", fused.split(sizes), strict=True):
+                    parts[f"blk.{n}.attn_{letter}.{suffix}"] = rows
+        parts[f"blk.{n}.attn_output.weight"] = block.attn.c_proj.weight
+        parts[f"blk.{n}.attn_norm.weight"] = block.ln_1.weight
+        parts[f"blk.{n}.ffn_norm.weight"] = block.ln_2.weight
+        parts[f"blk.{n}.ffn_up.weight"] = block.mlp.w1.weight
+        parts[f"blk.{n}.ffn_gate.weight"] = block.mlp.w2.weight
+        parts[f"blk.{n}.ffn_down.weight"] = block.mlp.c_proj.weight
+    quant = gguf.GGMLQuantizationType[kind]
+    values: dict[str, Any] = {
+        "context_length": 64, "embedding_length": 64, "block_count": 2, "attention.head_count": 4,
+        "attention.head_count_kv": config.num_kv_heads, "rope.freq_base": 10000.0,
+        "attention.layer_norm_rms_epsilon": 1e-6, **(metadata or {}),
+    }  # fmt: skip
+    keys: dict[str, Any] = {
+        "general.file_type": {"F32": 0, "Q8_0": 7}[kind],
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "qwen2",
+        "tokenizer.ggml.tokens": VOCABULARY,
+        "tokenizer.ggml.token_type": [1] * 257 + [3] * 3,
+        "tokenizer.ggml.merges": ["h e"],
+        "tokenizer.ggml.eos_token_id": 259,
+        **{f"{arch}.{key}": value for key, value in values.items()},
+        **(general or {}),
+    }
+    writer = gguf.GGUFWriter(
+        path,
+        keys.pop("general.architecture", arch),
+        split_max_tensors=split,
+    )
+    for key, value in keys.items():
+        if isinstance(value, str):
+            writer.add_string(key, value)
+        elif isinstance(value, list):
+            writer.add_array(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
+        else:
+            writer.add_uint32(key, value)
+    for name, value in parts.items():
+        array = value.detach().numpy()
+        if array.ndim == 2 and kind != "F32":
+            packed = gguf.quantize(array, quant)
+            value.data.copy_(torch.from_numpy(gguf.dequantize(packed, quant)))
+            writer.add_tensor(name, packed, raw_dtype=quant)
+        else:
+            writer.add_tensor(name, np.ascontiguousarray(array))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    if split:
+        path = sorted(path.parent.glob(f"{path.stem}-00001-of-*.gguf"))[0]
+    return path, model
