@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -12,10 +13,14 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
 from hub_server import COMMIT, Hub, Repo, sha256
+from typer.testing import CliRunner
 
 from qwenkit.checkpoint import hub_huggingface, pull, transfer
+from qwenkit.checkpoint.progress import Progress
 from qwenkit.checkpoint.repository import HubName, RepositoryFile, choose_files, missing_files
+from qwenkit.cli.pull import pull as cli_pull
 from qwenkit.core import DownloadError, RequestError
 
 pytest_plugins = ["isolation"]
@@ -362,3 +367,39 @@ def test_split_gguf_counts_as_one() -> None:
 def test_endpoint_is_read_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example/")
     assert hub_huggingface.endpoint() == "https://mirror.example"
+
+
+@pytest.fixture
+def command() -> typer.Typer:
+    app = typer.Typer()
+    app.command()(cli_pull)
+    return app
+
+
+def test_command_prints_the_path(model: Repo, command: typer.Typer, tmp_path: Path) -> None:
+    outcome = CliRunner().invoke(command, [NAME, "--to", str(tmp_path / "to")])
+    assert outcome.stdout == f"{tmp_path / 'to'}\n"
+    assert contents(tmp_path / "to") == WHOLE
+    outcome = CliRunner().invoke(command, [NAME, "--offline", "--source", "huggingface"])
+    assert "not complete on this machine" in str(outcome.exception)
+    outcome = CliRunner().invoke(command, [NAME, "--source", "ftp"])
+    assert isinstance(outcome.exception, RequestError)
+
+
+def test_command_refuses_options_that_a_demo_has_not(alone: Path, command: typer.Typer) -> None:
+    outcome = CliRunner().invoke(command, ["demo", "--revision", "v1", "--to", "x"])
+    assert isinstance(outcome.exception, RequestError)
+    assert "--revision, --to cannot be used with demo" in str(outcome.exception)
+
+
+def test_bar_only_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for stream, seen in ((Terminal(), "org/model"), (io.StringIO(), "org/model (1.0 kB)\n")):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with Progress("org/model", 1000) as progress:
+            progress.advance(1000)
+        assert seen in stream.getvalue()
+        assert ("1.0/1.0 kB" in stream.getvalue()) == stream.isatty()
