@@ -20,7 +20,8 @@ from qwenkit.text import Tokenizer, chatml
 
 VOCABULARY_FILE = "qwen.tiktoken"
 
-_BASE_ARGUMENTS = {"is_split_into_words", "sanitize_control_tokens"}
+# What transformers hands through to `tokenize` whether or not the caller asked for it; false by default.
+_HANDED_DOWN = {"is_split_into_words", "return_offsets_mapping", "sanitize_control_tokens"}
 
 
 class QWenTokenizer(ChatTemplateMixin, PreTrainedTokenizer):
@@ -128,7 +129,7 @@ class QWenTokenizer(ChatTemplateMixin, PreTrainedTokenizer):
         is transformers' word for none. disallowed_special: forms that raise ValueError when they occur and
         are not allowed; "all" means every control token not allowed.
         """
-        unknown = set(kwargs) - _BASE_ARGUMENTS
+        unknown = {name for name, value in kwargs.items() if value or name not in _HANDED_DOWN}
         if unknown:
             raise TypeError(f"tokenize got unexpected keyword arguments: {', '.join(sorted(unknown))}")
         if split_special_tokens or (split_special_tokens is None and self.split_special_tokens):
