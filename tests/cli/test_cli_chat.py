@@ -75,7 +75,8 @@ def test_options_reach_the_model() -> None:
     assert model.loaded_with == {"model": "some/model", "device": "cpu", "dtype": "float32", "offline": True}
     assert model.asked[0]["system"] == "Be brief."
     assert model.asked[0]["params"] == SamplingParams(
-        temperature=0.5, top_p=0.9, top_k=7, min_p=0.1, repetition_penalty=1.2, max_tokens=5, seed=3, stop=("A", "\n")
+        temperature=0.5, top_p=0.9, top_k=7, min_p=0.1, repetition_penalty=1.2, max_tokens=5, seed=3,
+        stop=("A", "\n"),
     )  # fmt: skip
 
 
@@ -93,7 +94,9 @@ def test_zero_is_a_value() -> None:
     assert model.asked[0]["params"] == SamplingParams(temperature=0.0, seed=0)
 
 
-@pytest.mark.parametrize("arguments", [["--temperature", "-1"], ["--top-p", "0"], ["--stop", ""], ["--max-tokens", "0"]])
+@pytest.mark.parametrize(
+    "arguments", [["--temperature", "-1"], ["--top-p", "0"], ["--stop", ""], ["--max-tokens", "0"]]
+)
 def test_a_value_out_of_range_is_wrong_usage(arguments: list[str]) -> None:
     done = chat(StandIn(), "-p", "hi", *arguments)
     assert done.exit_code == 2
@@ -119,13 +122,13 @@ def test_what_was_cut_or_left_out_is_said_even_when_quiet() -> None:
 def test_python_warnings_come_without_source_lines() -> None:
     import warnings
 
-    class Warning_(StandIn):
+    class Warns(StandIn):
         def chat_stream(self, *args: Any, **kwargs: Any) -> Any:
             warnings.warn("This is a base model.", stacklevel=2)
             warnings.warn("The 3 oldest of 9 turns were left out: the CLI says it itself.", stacklevel=2)
             return super().chat_stream(*args, **kwargs)
 
-    done = chat(Warning_(), "-p", "hi", "-q")
+    done = chat(Warns(), "-p", "hi", "-q")
     assert done.stderr == "warning: This is a base model.\n"
 
 

@@ -33,7 +33,9 @@ def test_control_tokens_only_when_asked_for() -> None:
     assert model.asked[0]["parse_special"] is True
 
 
-@pytest.mark.parametrize(("data", "prompt"), [("text", "text"), ("text\n", "text"), ("text\n\n", "text\n"), ("a\r\n", "a")])
+@pytest.mark.parametrize(
+    ("data", "prompt"), [("text", "text"), ("text\n", "text"), ("text\n\n", "text\n"), ("a\r\n", "a")]
+)
 def test_prompt_from_file_and_pipe(tmp_path: Path, data: str, prompt: str) -> None:
     file = tmp_path / "prompt.txt"
     file.write_bytes(data.encode())

@@ -67,8 +67,6 @@ def chat(
     state: State = ctx.obj
     with loading_line():
         loaded: ChatModel = state.load(name, device=device, dtype=dtype, offline=offline)
-    if loaded.notice and not quiet:
-        typer.echo(loaded.notice, err=True)
     if query:
         ask_once(loaded, query, system=system, params=params, show_prompt=show_prompt, quiet=quiet)
     else:
@@ -85,8 +83,10 @@ def ask_once(
     quiet: bool,
 ) -> None:
     """Stream the reply to stdout; say on stderr what else there is to say."""
-    from qwenkit.cli.status import summary, warnings
+    from qwenkit.cli.status import cautions, summary
 
+    if model.notice and not quiet:
+        typer.echo(model.notice, err=True)
     if show_prompt:
         from qwenkit.cli.prompt_view import prompt_view
 
@@ -100,8 +100,9 @@ def ask_once(
     if completion is None:
         return
     limit = params.with_defaults(model.generation.sampling).max_tokens
-    for text in warnings(completion, max_tokens=limit, max_window_size=model.generation.max_window_size):
-        typer.echo(f"warning: {text}", err=True)
+    window = model.generation.max_window_size
+    for caution in cautions(completion, max_tokens=limit, max_window_size=window):
+        typer.secho(f"warning: {caution.text}", fg="yellow", err=True)
     if not quiet:
         typer.secho(summary(completion), dim=True, err=True)
 

@@ -71,21 +71,19 @@ def _addresses() -> dict[str, str]:
 
 def show(findings: list[Finding]) -> None:
     """One line a finding, remedies below, a verdict at the end."""
-    from rich.table import Table
     from rich.text import Text
 
-    from qwenkit.cli.terminal import printable, table_console
+    from qwenkit.cli.terminal import print_table, printable
 
-    console = table_console()
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    rows = []
     for finding in findings:
         text = Text(printable(finding.text))
         if finding.remedy:
             text.append(f"\n{printable(finding.remedy)}", style="bold")
-        table.add_row(Text(finding.status, style=_STYLES[finding.status]), finding.topic, text)
-    console.print(table)
+        rows.append((Text(finding.status, style=_STYLES[finding.status]), Text(finding.topic), text))
     problems = sum(finding.status == "problem" for finding in findings)
-    verdict = (
-        "Everything qwenkit needs is here." if not problems else f"{problems} to solve, marked 'problem'."
-    )
-    console.print(Text(verdict, style="green" if not problems else "bold red"))
+    if problems:
+        verdict = Text(f"{problems} to solve, marked 'problem'.", style="bold red")
+    else:
+        verdict = Text("Everything qwenkit needs is here.", style="green")
+    print_table(rows, [verdict])

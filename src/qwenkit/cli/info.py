@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -126,17 +127,12 @@ def _generation_facts(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def show(facts: dict[str, Any]) -> None:
-    """Print the facts as a table of three groups."""
-    from rich.table import Table
+    """Print the facts as a table."""
     from rich.text import Text
 
-    from qwenkit.cli.terminal import printable, table_console
+    from qwenkit.cli.terminal import print_table, printable
 
-    console = table_console()
-    table = Table(box=None, show_header=False, padding=(0, 3, 0, 0))
-    for key, value in _rows(facts):
-        table.add_row(Text(key, style="cyan"), Text(printable(value)))
-    console.print(table)
+    print_table((Text(key, style="cyan"), Text(printable(value))) for key, value in _rows(facts))
 
 
 def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
@@ -231,7 +227,7 @@ def _file_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("tensors", ", ".join(f"{count} {kind}" for kind, count in facts["tensors"].items())),
     ]
     files = facts["files"]
-    shown = [f"{name} ({size(count)})" for name, count in list(files.items())[:8]]
+    shown = [f"{Path(name).name} ({size(count)})" for name, count in list(files.items())[:8]]
     if len(files) > len(shown):
         shown.append(f"and {len(files) - len(shown)} more")
     return [*rows, ("files", "\n".join(shown))]

@@ -122,6 +122,7 @@ class LineEditor:
             key_bindings=_bindings(),
             completer=CommandCompleter(),
             complete_while_typing=True,
+            reserve_space_for_menu=4,  # lines kept free below the prompt; the default 8 pushes answers up
             history=private_history(history),
             input=input,
             output=output,

@@ -21,6 +21,7 @@ from qwenkit.cli.doctor import doctor
 from qwenkit.cli.generate import generate
 from qwenkit.cli.info import info
 from qwenkit.cli.loading import State
+from qwenkit.cli.pull import pull
 from qwenkit.cli.tokenize import tokenize
 from qwenkit.core import QwenkitError
 
@@ -108,7 +109,7 @@ def root(
     ctx.obj = state
 
 
-for command in (chat, generate, info, tokenize, doctor):
+for command in (chat, generate, pull, info, tokenize, doctor):
     app.command()(command)
 
 

@@ -15,9 +15,8 @@ from markdown_it.token import Token
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.markdown import Heading, Markdown, MarkdownElement
-from rich.padding import Padding
 from rich.segment import Segment
-from rich.text import Text
+from rich.style import Style
 
 from qwenkit.cli.terminal import printable
 
@@ -29,26 +28,31 @@ class _LeftHeading(Heading):
     LEVEL_ALIGN = dict.fromkeys(Heading.LEVEL_ALIGN, "left")
 
 
-class ChatMarkdown(Markdown):
-    """Markdown as chat means it: line breaks stay, and HTML is text to be read, not dropped."""
+class _Block(Markdown):
+    """One block, given as its tokens."""
 
     elements: ClassVar[dict[str, type[MarkdownElement]]] = {**Markdown.elements, "heading_open": _LeftHeading}
 
-    def __init__(self, markup: str) -> None:
+    def __init__(self, tokens: list[Token]) -> None:
         super().__init__("", code_theme="ansi_dark", hyperlinks=False)
-        self.markup = markup
-        self.parsed = parse(markup)
+        self.parsed = tokens
 
 
-def parse(markup: str) -> list[Token]:
-    """Tokens of CommonMark with tables and strikethrough, without HTML, every line break a hard one."""
+def parse(markup: str) -> list[list[Token]]:
+    """The outermost blocks of CommonMark with tables and strikethrough, each as its tokens.
+
+    As chat means it: every line break is kept, and HTML is text to be read.
+    """
     parser = MarkdownIt().enable(["table", "strikethrough"]).disable(["html_block", "html_inline"])
-    tokens = parser.parse(markup)
-    for token in tokens:
+    blocks: list[list[Token]] = []
+    for token in parser.parse(markup):
         for child in token.children or ():
             if child.type == "softbreak":
                 child.type = "hardbreak"
-    return tokens
+        if token.level == 0 and token.nesting >= 0:
+            blocks.append([])
+        blocks[-1].append(token)
+    return blocks
 
 
 def finished_length(markup: str) -> int:
@@ -58,27 +62,58 @@ def finished_length(markup: str) -> int:
     turn out to be a heading.
     """
     complete = markup[: markup.rfind("\n") + 1]
-    starts = [token.map[0] for token in parse(complete) if token.level == 0 and token.map is not None]
-    if len(starts) < 2 or starts[-1] == 0:
+    blocks = parse(complete)
+    if len(blocks) < 2 or blocks[-1][0].map is None:
         return 0
-    return sum(len(line) + 1 for line in complete.split("\n")[: starts[-1]])
+    return sum(len(line) + 1 for line in complete.split("\n")[: blocks[-1][0].map[0]])
+
+
+def render(console: Console, options: ConsoleOptions, markup: str) -> list[list[Segment]]:
+    """`markup` as lines, one empty line between blocks, no blanks at the ends of lines."""
+    lines: list[list[Segment]] = []
+    for block in parse(markup):
+        rendered = [_stripped(line) for line in console.render_lines(_Block(block), options, pad=False)]
+        while rendered and not rendered[0]:
+            rendered.pop(0)
+        while rendered and not rendered[-1]:
+            rendered.pop()
+        if rendered:
+            lines += [[], *rendered] if lines else rendered
+    return lines
+
+
+def _stripped(line: list[Segment]) -> list[Segment]:
+    line = list(line)
+    while line and not line[-1].text.strip():
+        line.pop()
+    if line:
+        text, style, control = line[-1]
+        line[-1] = Segment(text.rstrip(), style, control)
+    return line
+
+
+class _Lines:
+    def __init__(self, lines: list[list[Segment]]) -> None:
+        self._lines = lines
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for line in self._lines:
+            yield from line
+            yield Segment.line()
 
 
 class _Tail:
-    """The last lines of a reply's open block that fit the screen."""
+    """The last lines of a reply's open part that fit the screen, below an empty line if `spaced`."""
 
-    def __init__(self, markup: str) -> None:
+    def __init__(self, markup: str, spaced: bool) -> None:
         self._markup = markup
+        self._spaced = spaced
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        if not self._markup.strip():
-            yield Text("…", style="dim")
-            return
-        lines = console.render_lines(ChatMarkdown(self._markup), options, pad=False)
-        newline = Segment.line()
-        for line in lines[-max(1, console.height - 2) :]:
-            yield from line
-            yield newline
+        lines = render(console, options, self._markup) or [[Segment("…", Style(dim=True))]]
+        if self._spaced:
+            lines.insert(0, [])
+        yield _Lines(lines[-max(1, console.height - 2) :])
 
 
 class MarkdownReply:
@@ -86,7 +121,7 @@ class MarkdownReply:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._live = Live(_Tail(""), console=console, auto_refresh=False, transient=True)
+        self._live = Live(_Tail("", spaced=False), console=console, auto_refresh=False, transient=True)
         self._open = ""
         self._printed = False
         self._next_draw = 0.0
@@ -108,13 +143,12 @@ class MarkdownReply:
         if cut:
             self._print(self._open[:cut])
             self._open = self._open[cut:]
-        self._live.update(_Tail(self._open), refresh=True)
+        self._live.update(_Tail(self._open, spaced=self._printed), refresh=True)
 
     def _print(self, markup: str) -> None:
-        if markup.strip():
-            self._console.print(
-                Padding(ChatMarkdown(markup.strip("\n")), (int(self._printed), 0, 0, 0), expand=False)
-            )
+        lines = render(self._console, self._console.options, markup)
+        if lines:
+            self._console.print(_Lines([[], *lines] if self._printed else lines), end="")
             self._printed = True
 
     def __exit__(

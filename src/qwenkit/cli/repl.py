@@ -17,7 +17,7 @@ from qwenkit.cli.loading import ChatModel
 from qwenkit.cli.markdown import MarkdownReply, PlainReply
 from qwenkit.cli.prompt_view import prompt_view
 from qwenkit.cli.settings import Settings
-from qwenkit.cli.status import summary, warnings
+from qwenkit.cli.status import cautions, summary
 from qwenkit.core import Completion, QwenkitError
 
 
@@ -151,18 +151,20 @@ class Repl:
         defaults = self.model.generation
         limits = self.settings.params().with_defaults(defaults.sampling)
         window = self.settings.max_window_size
-        told = warnings(
+        told = cautions(
             completion,
             max_tokens=limits.max_tokens,
             max_window_size=defaults.max_window_size if window is None else window,
         )
         self.note(summary(completion))
-        for text in told:
-            self.warn(f"{text} :conf changes it.")
+        for caution in told:
+            self.warn(f"{caution.text} {caution.in_chat}")
         self.notes.print()
 
     def welcome(self) -> None:
         """Say who is talking and how to get help."""
+        if self.model.notice:
+            self.note(self.model.notice)
         self.note(f"You are talking to {self.model.name}. :help shows the commands, Ctrl-D leaves.")
         self.notes.print()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,21 +22,31 @@ def summary(completion: Completion) -> str:
     return " · ".join(parts)
 
 
-def warnings(completion: Completion, *, max_tokens: int | None, max_window_size: int | None) -> list[str]:
-    """Why the reply may be incomplete or have been given with less than the whole conversation.
+@dataclass(frozen=True)
+class Caution:
+    """`text` says what happened; `in_chat` what can be typed in a conversation to change it."""
+
+    text: str
+    in_chat: str
+
+
+def cautions(completion: Completion, *, max_tokens: int | None, max_window_size: int | None) -> list[Caution]:
+    """Why the reply may be incomplete, or was given with less than the whole conversation.
 
     max_tokens, max_window_size: the limits that were in force, to tell which one acted.
     """
     found = []
     if completion.dropped_turns:
         count = completion.dropped_turns
-        found.append(
+        text = (
             f"The oldest {'turn was' if count == 1 else f'{count} turns were'} left out: the history "
             f"is longer than max_window_size={max_window_size} tokens."
         )
+        found.append(Caution(text, ":conf max_window_size=N allows more."))
     if completion.finish_reason == "length":
         if max_tokens is not None and completion.usage.completion_tokens >= max_tokens:
-            found.append(f"The reply was cut at max_tokens={max_tokens}.")
+            text = f"The reply was cut at max_tokens={max_tokens}."
+            found.append(Caution(text, ":conf max_tokens=N allows more."))
         else:
-            found.append("The reply was cut because the context is full.")
+            found.append(Caution("The reply was cut: the context is full.", ":clh or :undo makes room."))
     return found

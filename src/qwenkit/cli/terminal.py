@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
 import typer
@@ -15,7 +15,7 @@ import typer
 from qwenkit.core import RequestError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.text import Text
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _PATIENCE_S = 2.0  # a pipe that stays silent this long deserves a word, or the program looks hung
@@ -107,8 +107,23 @@ def loading_line() -> Iterator[None]:
             typer.echo("\x1b[K", nl=False, err=True)
 
 
-def table_console() -> Console:
-    """A console on stdout that wraps to the screen, and never wraps into a pipe, where lines are records."""
-    from rich.console import Console
+def print_table(rows: Iterable[Sequence[str | Text]], after: Sequence[str | Text] = ()) -> None:
+    """Rows in aligned columns on stdout, then the lines of `after`.
 
-    return Console(highlight=False, width=None if is_terminal(sys.stdout) else 10_000)
+    A screen wraps long cells; into a pipe they stay whole, because lines are records there.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    on_screen = is_terminal(sys.stdout)
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False, width=None if on_screen else 10_000)
+    if on_screen:
+        console.print(table, *after, sep="\n")
+        return
+    with console.capture() as captured:
+        console.print(table, *after, sep="\n")
+    for line in captured.get().splitlines():  # without the blanks that fill the last column
+        typer.echo(line.rstrip())
