@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import os
 import random
+import resource
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -250,39 +252,43 @@ def test_foreign_partial_file_is_replaced(
     assert "does not fit" in capsys.readouterr().err
 
 
-_PULL = """
-import sys
-from qwenkit.checkpoint import transfer
-transfer.RETRY_DELAYS = (0.01, 0.01)
-if sys.argv[1] == "limit":
-    import resource
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, 1_500_000))
-if sys.argv[1] == "slow":
-    # Stop after each step, so that the parent can interrupt at a known place.
-    import time
-    transfer._CHUNK = 65536
-    read = transfer._read
-    def slowly(response):
-        time.sleep(0.02)
-        return read(response)
-    transfer._read = slowly
-from qwenkit.checkpoint import pull
-from qwenkit.core import DownloadError
-try:
-    print(pull("org/model", source="huggingface"))
-except DownloadError as error:
-    print("DownloadError:", error)
-except KeyboardInterrupt:
-    print("interrupted")
-"""
+# Forked, not spawned: a real process that can be killed, without importing everything anew.
+_PROCESSES = multiprocessing.get_context("fork")
 
 
-def start(mode: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", _PULL, mode], stdout=subprocess.PIPE, text=True)
+def _pull_there(mode: str, answers: Any) -> None:
+    if mode == "limit":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, 1_500_000))
+    if mode == "slow":
+        # Pause at each step, so that the parent can interrupt at a known place.
+        read = transfer._read
+
+        def slowly(response: Any) -> bytes:
+            time.sleep(0.02)
+            return read(response)
+
+        transfer._CHUNK = 65536  # type: ignore[attr-defined]
+        transfer._read = slowly
+    try:
+        answers.put(str(pull(NAME, source="huggingface")))
+    except DownloadError as error:
+        answers.put(f"DownloadError: {error}")
+    except KeyboardInterrupt:
+        answers.put("interrupted")
+
+
+def start(mode: str) -> tuple[Any, Any]:
+    """A process that pulls, and the queue on which it tells the outcome."""
+    answers = _PROCESSES.SimpleQueue()
+    process = _PROCESSES.Process(target=_pull_there, args=(mode, answers))
+    process.start()
+    return process, answers
 
 
 def test_full_disk_while_fetching(model: Repo) -> None:
-    out, _ = start("limit").communicate()
+    process, answers = start("limit")
+    out = answers.get()
+    process.join()
     assert "DownloadError: No room while fetching" in out
     assert "free" in out
     assert contents(pull(NAME)) == WHOLE
@@ -298,16 +304,17 @@ def test_full_disk_before_fetching(model: Repo, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_interrupt_leaves_what_arrived(model: Repo, hub: Hub, tmp_path: Path, how: int) -> None:
-    process = start("slow")
+    process, answers = start("slow")
     blobs = tmp_path / "hub" / "models--org--model" / "blobs"
     digest = sha256(WHOLE[SHARDS[0]])
     partial = blobs / f".{digest}.{digest[:16]}.part"
     while not (partial.exists() and partial.stat().st_size > 200_000):
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.01)
     os.kill(process.pid, how)
-    out, _ = process.communicate()
-    assert "DownloadError" not in out
+    process.join()
+    if how == signal.SIGINT:
+        assert answers.get() == "interrupted"
     kept = partial.stat().st_size
     assert kept > 200_000
     hub.log.clear()
@@ -317,7 +324,9 @@ def test_interrupt_leaves_what_arrived(model: Repo, hub: Hub, tmp_path: Path, ho
 
 def test_two_processes_at_once_fetch_once(model: Repo, hub: Hub) -> None:
     both = [start("slow"), start("slow")]
-    assert len({process.communicate()[0] for process in both}) == 1
+    assert {answers.get() for _, answers in both} == {str(pull(NAME))}
+    for process, _ in both:
+        process.join()
     assert contents(pull(NAME)) == WHOLE
     assert len(hub.asked(SHARDS[0])) == 1
 
