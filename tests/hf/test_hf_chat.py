@@ -24,9 +24,10 @@ END, START, TEXT_END = 151645, 151644, 151643
 def scripted(chat_model, monkeypatch):
     """Makes the model reply with given ids, whatever it is asked; returns what forward was fed."""
 
+    forward = type(chat_model).forward
+
     def script(ids: list[int]):
         fed = []
-        forward = type(chat_model).forward
 
         def speak(self, *args, **kwargs):
             out = forward(self, *args, **kwargs)

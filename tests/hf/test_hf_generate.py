@@ -241,7 +241,13 @@ def test_cache_verbs(tiny_folder, golden, int8, close):
 
 def test_sampling_is_repeatable_and_follows_the_model(tiny, golden):
     ids = golden["ids"][:, :10]
-    kwargs = {"do_sample": True, "top_k": 0, "max_new_tokens": 12, "pad_token_id": PAD, "num_return_sequences": 3}
+    kwargs = {
+        "do_sample": True,
+        "top_k": 0,
+        "max_new_tokens": 12,
+        "pad_token_id": PAD,
+        "num_return_sequences": 3,
+    }
     torch.manual_seed(3)
     first = tiny.generate(ids, **kwargs)
     torch.manual_seed(3)
@@ -323,7 +329,9 @@ def test_stop_words_in_a_batch_end_rows_one_by_one(tiny, golden):
     free = [alone(tiny, row, 20) for row in rows]
     stop = next([a] for a in free[0] if a not in free[1][:15])
     ids, mask = left_pad(rows)
-    out = tiny.generate(ids, attention_mask=mask, max_new_tokens=20, stop_words_ids=[stop], eos_token_id=511, **GREEDY)
+    out = tiny.generate(
+        ids, attention_mask=mask, max_new_tokens=20, stop_words_ids=[stop], eos_token_id=511, **GREEDY
+    )
     assert out[1, 12:].tolist()[:15] == free[1][:15]
     end = free[0].index(stop[0])
     assert out[0, 12 : 12 + end + 1].tolist() == free[0][: end + 1]

@@ -159,7 +159,9 @@ def test_old_key_names_mean_the_same(tiny_folder):
     renamed = {old.get(key, key): value for key, value in raw.items()}
     assert QWenConfig.from_dict(renamed).shape == ModelConfig.from_dict(raw)
     assert QWenConfig.from_dict(raw).shape == ModelConfig.from_dict(raw)
-    minimal = {key: raw[key] for key in (*old, "model_type", "kv_channels") if key != "max_position_embeddings"}
+    minimal = {
+        key: raw[key] for key in (*old, "model_type", "kv_channels") if key != "max_position_embeddings"
+    }
     assert QWenConfig.from_dict(minimal).shape == ModelConfig.from_dict(minimal)
 
 
@@ -265,7 +267,9 @@ def test_gptq_arguments(gptq_folder, tmp_path):
     with pytest.raises(ConfigError, match=f"int{bits}"):
         AutoModelForCausalLM.from_pretrained(gptq_folder, quantization_config=GPTQConfig(bits=12 - bits))
     with pytest.raises(UnsupportedError, match="disk"):
-        AutoModelForCausalLM.from_pretrained(gptq_folder, device_map={"transformer": "cpu", "lm_head": "disk"})
+        AutoModelForCausalLM.from_pretrained(
+            gptq_folder, device_map={"transformer": "cpu", "lm_head": "disk"}
+        )
     with pytest.raises(TypeError, match="max_memory"):
         AutoModelForCausalLM.from_pretrained(gptq_folder, max_memory={"cpu": 1})
     with pytest.raises(UnsupportedError, match="packed"):
@@ -285,7 +289,9 @@ def test_import_without_transformers_names_the_extra():
         except ImportError as error:
             print(error)
     """
-    out = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+    )
     assert "pip install 'qwenkit[hf]'" in out.stdout
 
 
@@ -299,5 +305,7 @@ def test_import_with_an_old_transformers_names_the_version():
         except ImportError as error:
             print(error)
     """
-    out = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+    )
     assert "4.57.6" in out.stdout

@@ -35,7 +35,9 @@ def test_allowed_and_disallowed(tokenizer):
     some = tokenizer.encode(text, allowed_special={"<|endoftext|>"})
     assert some == [1350, 9639, 91, 15460, 62, 15, 91, 82598, 151643]
     assert tokenizer.tokenize(text, allowed_special={"<|endoftext|>"})[-1] == "<|endoftext|>"
-    with pytest.raises(ValueError, match=r"^Encountered text corresponding to disallowed special token '<\|extra_0\|>'"):
+    with pytest.raises(
+        ValueError, match=r"^Encountered text corresponding to disallowed special token '<\|extra_0\|>'"
+    ):
         tokenizer(text, allowed_special={"<|endoftext|>"}, disallowed_special="all")
     with pytest.raises(ValueError, match="^Encountered text corresponding to disallowed special token"):
         tokenizer(text, allowed_special=set(), disallowed_special=["<|endoftext|>"])
@@ -165,7 +167,9 @@ def test_pickle(tokenizer):
 
 @given(st.text())
 def test_round_trip_is_that_of_the_core(tokenizer, text):
-    assert tokenizer.decode(tokenizer.encode(text)) == tokenizer.core.decode(tokenizer.core.encode(text, allow_special=True))
+    assert tokenizer.decode(tokenizer.encode(text)) == tokenizer.core.decode(
+        tokenizer.core.encode(text, allow_special=True)
+    )
 
 
 # -- chat template -----------------------------------------------------------------------------------

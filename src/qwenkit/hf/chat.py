@@ -130,7 +130,9 @@ class ChatMixin(_ModelBase):
     ) -> tuple[Tensor, dict[str, Any]]:
         """(prompt ids int64 [1, n], arguments for generate)."""
         if "stream" in kwargs:
-            raise RequestError("chat has no argument 'stream'.", "Use model.chat_stream(tokenizer, query, ...).")
+            raise RequestError(
+                "chat has no argument 'stream'.", "Use model.chat_stream(tokenizer, query, ...)."
+            )
         config = self.generation_config if generation_config is None else generation_config
         chat_format = getattr(config, "chat_format", None)
         if chat_format != "chatml":
@@ -142,7 +144,12 @@ class ChatMixin(_ModelBase):
         core = core_tokenizer(tokenizer)
         window = kwargs.pop("max_window_size", None) or getattr(config, "max_window_size", None)
         context = make_context(
-            core, query, history or [], system, max_window_size=window or _DEFAULT_WINDOW, chat_format="chatml"
+            core,
+            query,
+            history or [],
+            system,
+            max_window_size=window or _DEFAULT_WINDOW,
+            chat_format="chatml",
         )
         if context.dropped_turns:
             _log.warning(

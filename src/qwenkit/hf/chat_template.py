@@ -54,7 +54,8 @@ class ChatTemplateMixin(_Base):
         closing = "" if ask or go_on else "\n"  # a finished conversation ends in a newline, as in training
         if not kwargs.get("tokenize", True):
             texts = [
-                chatml.render(chat, add_generation_prompt=ask, continue_last=go_on) + closing for chat in chats
+                chatml.render(chat, add_generation_prompt=ask, continue_last=go_on) + closing
+                for chat in chats
             ]
             return texts if several else texts[0]
         rows = [

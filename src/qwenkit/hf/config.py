@@ -157,7 +157,9 @@ def as_dtype(value: Any) -> torch.dtype | None:
         return None
     found = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
     if not isinstance(found, torch.dtype):
-        raise ConfigError(f"dtype={value!r} is not a torch dtype.", 'Use for example torch.bfloat16 or "auto".')
+        raise ConfigError(
+            f"dtype={value!r} is not a torch dtype.", 'Use for example torch.bfloat16 or "auto".'
+        )
     return found
 
 

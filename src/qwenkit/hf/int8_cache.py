@@ -42,7 +42,9 @@ class Int8Layer(DynamicLayer):
         self.key_scales: tuple[Tensor, Tensor] | None = None
         self.value_scales: tuple[Tensor, Tensor] | None = None
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         self.keys, self.key_scales, keys = _append(self.keys, self.key_scales, key_states)
         self.values, self.value_scales, values = _append(self.values, self.value_scales, value_states)
         self.is_initialized = True

@@ -87,7 +87,9 @@ class LoadingMixin(_Base):
         return (model, info) if wants_info else model
 
     @classmethod
-    def _from_gptq(cls, name: Any, config: QWenConfig, dtype: torch.dtype | None, kwargs: dict[str, Any]) -> Any:
+    def _from_gptq(
+        cls, name: Any, config: QWenConfig, dtype: torch.dtype | None, kwargs: dict[str, Any]
+    ) -> Any:
         hub = {key: kwargs.pop(key, None) for key in _HUB_ARGUMENTS}
         device = _single_device(kwargs.pop("device_map", None))
         _check_same_bits(config, kwargs.pop("quantization_config", None))
@@ -101,7 +103,9 @@ class LoadingMixin(_Base):
                 raise UnsupportedError("state_dict with a GPTQ checkpoint.", "Load from the folder.")
             kwargs.pop(neutral, None)
         if kwargs:
-            raise TypeError(f"from_pretrained of a GPTQ checkpoint got unexpected arguments: {', '.join(kwargs)}")
+            raise TypeError(
+                f"from_pretrained of a GPTQ checkpoint got unexpected arguments: {', '.join(kwargs)}"
+            )
         path = Path(name)
         if not path.exists():
             from qwenkit.checkpoint import pull
@@ -148,7 +152,9 @@ def _resolve_config(name: Any, kwargs: dict[str, Any], dtype: torch.dtype | None
     given = kwargs.pop("config", None)
     if not isinstance(given, QWenConfig):
         hub = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
-        found = QWenConfig.from_pretrained(given if given is not None else name, **hub, **overrides, dtype=dtype)
+        found = QWenConfig.from_pretrained(
+            given if given is not None else name, **hub, **overrides, dtype=dtype
+        )
         return found  # type: ignore[no-any-return]
     flags = [flag for flag in PRECISION_FLAGS if overrides.get(flag)]
     check_precision(flags, dtype)

@@ -91,7 +91,8 @@ class QWenLMHeadModel(ChatMixin, LoadingMixin, PreTrainedModel, GenerationMixin)
 
         attention_mask: [b, past + s], 1 to keep and 0 for padding, on either side.
         position_ids: [b, s]; found from the mask when left out.
-        labels: -100 is ignored; token i is predicted from those before it. With num_items_in_batch the
+        labels: -100 is ignored, and so is a token that follows padding; the others are predicted from those
+            before them. With num_items_in_batch the
             loss is the sum over tokens divided by it (gradient accumulation), else the mean.
         logits_to_keep: the last n positions only (0 keeps all), or an index tensor.
         ntk_alpha: float [b], the factors of a prompt of which this pass is a part; used while the cache is
@@ -120,7 +121,7 @@ class QWenLMHeadModel(ChatMixin, LoadingMixin, PreTrainedModel, GenerationMixin)
             last = isinstance(logits_to_keep, int)
             kept = hidden[:, -logits_to_keep:] if last else hidden[:, logits_to_keep]
         logits = self.lm_head(kept)
-        loss = None if labels is None else self._loss(logits, labels, num_items_in_batch)
+        loss = None if labels is None else self._loss(logits, labels, attention_mask, num_items_in_batch)
         output = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -202,8 +203,12 @@ class QWenLMHeadModel(ChatMixin, LoadingMixin, PreTrainedModel, GenerationMixin)
                 hook.remove()
 
     @staticmethod
-    def _loss(logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
+    def _loss(logits: Tensor, labels: Tensor, mask: Tensor | None, num_items: Tensor | int | None) -> Tensor:
         labels = labels.to(logits.device)
+        if mask is not None and mask.shape == labels.shape:
+            # After left padding nothing precedes the first token; padding must not learn to predict it.
+            blind = mask.to(labels.device)[:, :-1].eq(0)
+            labels = torch.cat((labels[:, :1], labels[:, 1:].masked_fill(blind, -100)), dim=1)
         loss = causal_loss(logits, labels)
         if num_items is None:
             return loss

@@ -99,9 +99,7 @@ class QWenTokenizer(ChatTemplateMixin, PreTrainedTokenizer):
         """Regular tokens only, by their bytes, as in the original."""
         return dict(self.mergeable_ranks)
 
-    def _add_tokens(
-        self, new_tokens: Iterable[str | AddedToken], special_tokens: bool = False
-    ) -> int:  # type: ignore[override]
+    def _add_tokens(self, new_tokens: Iterable[str | AddedToken], special_tokens: bool = False) -> int:  # type: ignore[override]
         tokens = [str(token) for token in new_tokens or ()]
         if tokens and not special_tokens:
             raise ValueError("Adding regular tokens is not supported: the vocabulary is a closed rank file.")
@@ -135,7 +133,9 @@ class QWenTokenizer(ChatTemplateMixin, PreTrainedTokenizer):
         if split_special_tokens or (split_special_tokens is None and self.split_special_tokens):
             allowed_special = ()
         allowed = self.special_tokens if allowed_special == "all" else set(allowed_special)
-        refused = set(self.special_tokens if disallowed_special == "all" else disallowed_special) - set(allowed)
+        refused = set(self.special_tokens if disallowed_special == "all" else disallowed_special) - set(
+            allowed
+        )
         if refused:
             found = re.search("|".join(map(re.escape, sorted(refused))), text)
             if found:
@@ -162,9 +162,7 @@ class QWenTokenizer(ChatTemplateMixin, PreTrainedTokenizer):
         if isinstance(ids, int):
             return self._token(ids)
         return [
-            self._token(i)
-            for i in map(int, ids)
-            if not (skip_special_tokens and self.core.is_skipped(i))
+            self._token(i) for i in map(int, ids) if not (skip_special_tokens and self.core.is_skipped(i))
         ]
 
     def _convert_id_to_token(self, index: int) -> Any:  # type: ignore[override]
