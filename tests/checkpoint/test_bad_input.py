@@ -1,4 +1,4 @@
-"""Damaged, incomplete and hostile checkpoints: a clear error naming the file and what to do, never a crash."""
+"""Damaged, incomplete and hostile checkpoints: a clear error naming file and remedy, never a crash."""
 
 from __future__ import annotations
 

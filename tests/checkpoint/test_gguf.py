@@ -76,7 +76,8 @@ def test_metadata_of_every_type_is_read_as_the_library_reads_it(tmp_path):
     values = {
         "u8": 255, "i8": -128, "u16": 65535, "i16": -32768, "u32": 2**32 - 1, "i32": -(2**31),
         "f32": 0.5, "u64": 2**64 - 1, "i64": -(2**63), "f64": 0.1, "yes": True, "no": False,
-        "text": "Qwen 通义", "empty": "", "words": ["a", "", "千问"], "numbers": [1, -2, 3], "floats": [0.5, 2.0],
+        "text": "Qwen 通义", "empty": "", "words": ["a", "", "千问"],
+        "numbers": [1, -2, 3], "floats": [0.5, 2.0],
     }  # fmt: skip
     add = {
         "u8": writer.add_uint8, "i8": writer.add_int8, "u16": writer.add_uint16, "i16": writer.add_int16,

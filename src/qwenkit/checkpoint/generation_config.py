@@ -148,9 +148,9 @@ def _sampling(values: Mapping[str, Any], max_tokens: Any, file: Path) -> Samplin
     try:
         return SamplingParams(
             temperature=0.0 if greedy else value("temperature", 1.0),
-            top_p=1.0 if greedy else value("top_p", 1.0),
-            top_k=0 if greedy else value("top_k", 50),
-            min_p=0.0 if greedy else value("min_p", 0.0),
+            top_p=value("top_p", 1.0),
+            top_k=value("top_k", 0 if greedy else 50),
+            min_p=value("min_p", 0.0),
             repetition_penalty=value("repetition_penalty", 1.0),
             max_tokens=value("max_new_tokens", max_tokens),
         )

@@ -43,7 +43,7 @@ class PlannedTensor:
 def write_safetensors(
     path: Path, tensors: Sequence[PlannedTensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write and sync a new file; a failure leaves none. Raises CheckpointError for a tensor not as planned."""
+    """Write and sync a new file; a failure leaves none. CheckpointError for a tensor not as planned."""
     # Widest elements first: each tensor is aligned to its own width; padding is forbidden.
     tensors = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
