@@ -136,7 +136,7 @@ def close():
 
 @pytest.fixture
 def new_folder(tmp_path: Path):
-    """Makes a small checkpoint folder; keywords change its config.json. Returns it and the remote code's marker."""
+    """Copies a folder, changing its config.json; returns the copy and its remote code's marker."""
 
     def make(source: Path, **config: object) -> tuple[Path, Path]:
         folder = tmp_path / "checkpoint"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import threading
 from pathlib import Path
@@ -152,7 +153,7 @@ def test_what_chat_refuses(chat_model, tokenizer, method):
     with pytest.raises(RequestError, match="stop_words_ids"):
         call(tokenizer, "x", stop_words_ids=[[]])
     base = GenerationConfig(chat_format="raw")
-    with pytest.raises(UnsupportedError, match="'raw'.*-Chat"):
+    with pytest.raises(UnsupportedError, match=r"'raw'.*-Chat"):
         call(tokenizer, "x", generation_config=base)
     with pytest.raises(UnsupportedError, match="None"):
         call(tokenizer, "x", generation_config=GenerationConfig())
@@ -173,7 +174,7 @@ def test_stream_grows_to_the_reply_of_chat(chat_model, tokenizer, settings):
     response, _ = chat_model.chat(tokenizer, "讲个故事", max_new_tokens=20, **settings)
     torch.manual_seed(7)
     texts = list(chat_model.chat_stream(tokenizer, "讲个故事", history=None, max_new_tokens=20, **settings))
-    assert all(b.startswith(a) and b != a for a, b in zip(texts, texts[1:], strict=False))
+    assert all(b.startswith(a) and b != a for a, b in itertools.pairwise(texts))
     assert len(texts) > 5
     assert texts[-1].strip() == response
 
@@ -223,8 +224,12 @@ def test_an_error_in_generation_reaches_the_reader(chat_model, tokenizer):
 def test_batch_recipe_equals_the_questions_asked_alone(chat_model, chat_folder):
     """Reference: chat section 9."""
     tokenizer = AutoTokenizer.from_pretrained(
-        chat_folder, pad_token="<|extra_0|>", eos_token="<|endoftext|>", padding_side="left", trust_remote_code=True
-    )  # fmt: skip
+        chat_folder,
+        pad_token="<|extra_0|>",
+        eos_token="<|endoftext|>",
+        padding_side="left",
+        trust_remote_code=True,
+    )
     model = chat_model
     config = GenerationConfig.from_pretrained(
         chat_folder, pad_token_id=tokenizer.pad_token_id, max_new_tokens=12, **GREEDY

@@ -88,23 +88,26 @@ def test_position_ids_equal_those_found_from_the_mask(tiny, golden, close):
     close(ours[mask.bool()], tiny(ids, attention_mask=mask).logits[mask.bool()], 1e-6)
 
 
+ONES = torch.ones(2, 4, dtype=torch.long)
+
+
 @pytest.mark.parametrize(
     ("inputs", "error", "words"),
     [
-        ({}, RequestError, "input_ids"),
-        ({"input_ids": torch.ones(1, 2, dtype=int), "inputs_embeds": torch.ones(1, 2, 64)}, RequestError, "one of"),
-        ({"input_ids": torch.ones(2, 3, dtype=int), "attention_mask": torch.ones(2, 2)}, RequestError, r"\(2, 2\)"),
-        ({"input_ids": torch.ones(1, 3, dtype=int), "attention_mask": torch.ones(1, 1, 3, 3)}, UnsupportedError, "shape"),
-        ({"input_ids": torch.ones(1, 3, dtype=int), "position_ids": torch.ones(1, 2)}, RequestError, "position_ids"),
-        ({"input_ids": torch.ones(1, 4, dtype=int), "position_ids": torch.tensor([[0, 1, 0, 1]])}, RequestError, "packed"),
-        ({"input_ids": torch.ones(1, 3, dtype=int), "output_attentions": True}, UnsupportedError, "output_attentions"),
-        ({"input_ids": torch.ones(1, 3, dtype=int), "past_key_values": ((1, 2),)}, RequestError, "tuple"),
-        ({"input_ids": torch.ones(1, 3, dtype=int), "token_type_ids": torch.zeros(1, 3)}, TypeError, "token_type_ids"),
+        ({"input_ids": None}, RequestError, "input_ids"),
+        ({"inputs_embeds": torch.ones(2, 4, 64)}, RequestError, "one of"),
+        ({"attention_mask": torch.ones(2, 3)}, RequestError, r"\(2, 3\)"),
+        ({"attention_mask": torch.ones(2, 1, 4, 4)}, UnsupportedError, "shape"),
+        ({"position_ids": ONES[:, :3]}, RequestError, "position_ids"),
+        ({"position_ids": torch.tensor([[0, 1, 0, 1]])}, RequestError, "packed"),
+        ({"output_attentions": True}, UnsupportedError, "output_attentions"),
+        ({"past_key_values": ((1, 2),)}, RequestError, "tuple"),
+        ({"token_type_ids": 0 * ONES}, TypeError, "token_type_ids"),
     ],
-)  # fmt: skip
+)
 def test_inputs_that_do_not_fit_are_refused(tiny, inputs, error, words):
     with pytest.raises(error, match=words):
-        tiny(**inputs)
+        tiny(**{"input_ids": ONES, **inputs})
 
 
 # -- what comes back ---------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ def test_precision_flags(tiny_folder, loader, kwargs, dtype, tmp_path):
 )
 @pytest.mark.parametrize("loader", [AutoModelForCausalLM, QWenLMHeadModel])
 def test_contradicting_precisions_are_refused(tiny_folder, loader, kwargs):
-    with pytest.raises((ConfigError, AttributeError), match="bf16|float17"):
+    with pytest.raises((ConfigError, AttributeError), match=r"bf16|float17"):
         loader.from_pretrained(tiny_folder, **kwargs)
 
 
@@ -100,7 +100,7 @@ def test_flags_with_a_configuration_object(tiny_folder):
     assert model.dtype == torch.bfloat16
     assert model.config.use_logn_attn is False
     assert config.use_logn_attn is True
-    with pytest.raises(ConfigError, match="both|all true"):
+    with pytest.raises(ConfigError, match="all true"):
         AutoModelForCausalLM.from_pretrained(tiny_folder, config=config, bf16=True, fp16=True)
 
 

@@ -39,7 +39,7 @@ def test_allowed_and_disallowed(tokenizer):
         ValueError, match=r"^Encountered text corresponding to disallowed special token '<\|extra_0\|>'"
     ):
         tokenizer(text, allowed_special={"<|endoftext|>"}, disallowed_special="all")
-    with pytest.raises(ValueError, match="^Encountered text corresponding to disallowed special token"):
+    with pytest.raises(ValueError, match=r"^Encountered text corresponding to disallowed special token"):
         tokenizer(text, allowed_special=set(), disallowed_special=["<|endoftext|>"])
     allowed = {"<|endoftext|>", "<|extra_0|>"}
     assert tokenizer(text, allowed_special=allowed, disallowed_special="all")["input_ids"][-1] == 151643

@@ -36,8 +36,10 @@ class TransformersCache(KVCache):
         return keys, values
 
     def nbytes(self) -> int:
-        held = [t for layer in self.cache.layers for t in (layer.keys, layer.values) if t is not None]
-        return sum(t.numel() * t.element_size() for t in held)
+        held: list[Tensor | None] = []
+        for layer in self.cache.layers:
+            held += [getattr(layer, "keys", None), getattr(layer, "values", None)]
+        return sum(t.numel() * t.element_size() for t in held if t is not None)
 
 
 def remember_alpha(cache: Cache, alpha: tuple[float, ...]) -> None:

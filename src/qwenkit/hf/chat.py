@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -25,17 +25,19 @@ _log = logging.getLogger(__name__)
 
 _DEFAULT_WINDOW = 6144  # of the original's make_context, for configs that name none
 
-if TYPE_CHECKING:
-    from transformers import GenerationMixin as _Base
-    from transformers import PreTrainedModel
 
-    class _ModelBase(PreTrainedModel, _Base):
-        pass
-else:
-    _ModelBase = object
+class _Generates(Protocol):
+    """What a conversation needs of a model."""
+
+    generation_config: Any
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def generate(self, inputs: Tensor, **kwargs: Any) -> Any: ...
 
 
-class ChatMixin(_ModelBase):
+class ChatMixin:
     """Conversations on top of `generate`."""
 
     def chat(
@@ -65,7 +67,7 @@ class ChatMixin(_ModelBase):
         prompt, run = self._prepare_chat(
             tokenizer, query, history, system, stop_words_ids, generation_config, kwargs
         )
-        output = self.generate(prompt, **run)
+        output = cast(_Generates, self).generate(prompt, **run)
         core = core_tokenizer(tokenizer)
         reply = _until_end(output[0, prompt.shape[1] :].tolist(), core)
         response = core.decode(reply, skip_special=True).strip()
@@ -99,7 +101,7 @@ class ChatMixin(_ModelBase):
         own_criteria = list(run.pop("stopping_criteria", None) or ())
 
         def generate(*, streamer: Any, stopping_criteria: list[Any]) -> Any:
-            return self.generate(
+            return cast(_Generates, self).generate(
                 prompt, streamer=streamer, stopping_criteria=[*own_criteria, *stopping_criteria], **run
             )
 
@@ -133,11 +135,12 @@ class ChatMixin(_ModelBase):
             raise RequestError(
                 "chat has no argument 'stream'.", "Use model.chat_stream(tokenizer, query, ...)."
             )
-        config = self.generation_config if generation_config is None else generation_config
+        model = cast(_Generates, self)
+        config = model.generation_config if generation_config is None else generation_config
         chat_format = getattr(config, "chat_format", None)
         if chat_format != "chatml":
             raise UnsupportedError(
-                f"The generation config's chat_format is {chat_format!r}, not 'chatml': chat needs a Chat model.",
+                f"chat needs a Chat model; this one's generation config has chat_format={chat_format!r}.",
                 "Load the -Chat checkpoint; use model.generate with a base model; or set "
                 "model.generation_config.chat_format = 'chatml' if this one was trained to chat.",
             )
@@ -159,7 +162,7 @@ class ChatMixin(_ModelBase):
             )
         ends = [[core.im_end_id], [core.im_start_id]]
         more = [] if stop_words_ids is None else [list(ids) for ids in check_stop_words(stop_words_ids)]
-        prompt = torch.tensor([context.token_ids], device=self.device)
+        prompt = torch.tensor([context.token_ids], device=model.device)
         run = {
             **kwargs,
             "generation_config": config,

@@ -6,6 +6,8 @@ Knows the JSON's keys, old and new, and the precision flags of the original; the
 
 from __future__ import annotations
 
+# mypy: allow-untyped-calls
+# transformers annotates only part of what it asks to be called and overridden.
 from collections.abc import Mapping
 from typing import Any
 
@@ -107,7 +109,7 @@ class QWenConfig(PreTrainedConfig):
         self.bf16, self.fp16, self.fp32 = bool(bf16), bool(fp16), bool(fp32)
         self.tie_word_embeddings = tie_word_embeddings
         kwargs.setdefault("tokenizer_class", "QWenTokenizer")
-        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        super().__init__(**{"tie_word_embeddings": tie_word_embeddings, **kwargs})
         self.check()
 
     def check(self) -> None:

@@ -6,6 +6,8 @@ The arithmetic is `qwenkit.model.OriginalInt8Cache`; here it is only given the v
 
 from __future__ import annotations
 
+# mypy: allow-untyped-calls
+# transformers annotates only part of what it asks to be called and overridden.
 from typing import Any
 
 import torch
@@ -64,7 +66,7 @@ class Int8Layer(DynamicLayer):
             self._scales(lambda t: t[..., : self.get_seq_length(), :])
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        super().reorder_cache(beam_idx)
+        super().reorder_cache(beam_idx)  # type: ignore[arg-type]
         self._scales(lambda t: t.index_select(0, beam_idx.to(t.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:

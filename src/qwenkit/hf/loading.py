@@ -6,6 +6,8 @@ GPTQ ones by qwenkit.checkpoint, so that neither auto-gptq nor optimum is needed
 
 from __future__ import annotations
 
+# mypy: allow-untyped-calls
+# transformers annotates only part of what it asks to be called and overridden.
 import copy
 import logging
 import os
@@ -26,6 +28,10 @@ _log = logging.getLogger(__name__)
 _HUB_ARGUMENTS = (
     "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token",
 )  # fmt: skip
+# Switches of how transformers itself reads files; without meaning where qwenkit.checkpoint does.
+_OWN_LOADER_ONLY = (
+    "_from_auto", "_from_pipeline", "adapter_kwargs", "low_cpu_mem_usage", "use_safetensors", "weights_only",
+)  # fmt: skip
 _NOT_OVERRIDES = {"dtype", "torch_dtype", "quantization_config", "name_or_path", "transformers_version"}
 
 
@@ -39,7 +45,7 @@ class LoadingMixin(_Base):
     """Reads and writes the folders of QWenLMHeadModel."""
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *model_args: Any, **kwargs: Any
     ) -> Any:
         """As in transformers, with the original's keywords bf16, fp16, fp32, use_flash_attn, and so on.
@@ -68,7 +74,7 @@ class LoadingMixin(_Base):
         if _is_gptq(config):
             return cls._from_gptq(pretrained_model_name_or_path, config, dtype, kwargs)
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
+        loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path,
             *model_args,
             config=config,
@@ -76,6 +82,7 @@ class LoadingMixin(_Base):
             output_loading_info=True,
             **kwargs,
         )
+        model, info = loaded
         # With an adapter in the folder the report is about the adapter's own tensors.
         missing = sorted(key for key in info["missing_keys"] if "lora_" not in key)
         if missing:
@@ -96,11 +103,9 @@ class LoadingMixin(_Base):
         generation = kwargs.pop("generation_config", None)
         if kwargs.pop("attn_implementation", None) not in (None, "sdpa"):
             raise UnsupportedError("Another attn_implementation than sdpa.", "Leave it out.")
-        # Switches of transformers' own loader, without meaning here.
-        for neutral in ("_from_auto", "_from_pipeline", "adapter_kwargs", "low_cpu_mem_usage", "use_safetensors",
-                        "weights_only", "state_dict"):  # fmt: skip
-            if neutral == "state_dict" and kwargs.get(neutral) is not None:
-                raise UnsupportedError("state_dict with a GPTQ checkpoint.", "Load from the folder.")
+        if kwargs.pop("state_dict", None) is not None:
+            raise UnsupportedError("state_dict with a GPTQ checkpoint.", "Load from the folder.")
+        for neutral in _OWN_LOADER_ONLY:
             kwargs.pop(neutral, None)
         if kwargs:
             raise TypeError(
@@ -126,8 +131,8 @@ class LoadingMixin(_Base):
         config.dtype = dtype
         config.name_or_path = str(name)
         with torch.device("meta"):
-            model = cls(config)  # type: ignore[call-arg]
-        model.transformer, model.lm_head = core.transformer, core.lm_head  # type: ignore[attr-defined]
+            model = cls(config)
+        model.transformer, model.lm_head = core.transformer, core.lm_head
         if generation is not None:
             model.generation_config = generation
         elif (path / "generation_config.json").is_file():
@@ -152,10 +157,8 @@ def _resolve_config(name: Any, kwargs: dict[str, Any], dtype: torch.dtype | None
     given = kwargs.pop("config", None)
     if not isinstance(given, QWenConfig):
         hub = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
-        found = QWenConfig.from_pretrained(
-            given if given is not None else name, **hub, **overrides, dtype=dtype
-        )
-        return found  # type: ignore[no-any-return]
+        source = name if given is None else given
+        return QWenConfig.from_pretrained(source, **hub, **overrides, dtype=dtype)
     flags = [flag for flag in PRECISION_FLAGS if overrides.get(flag)]
     check_precision(flags, dtype)
     config = copy.deepcopy(given)
@@ -170,7 +173,7 @@ def _quantization(config: QWenConfig) -> Mapping[str, Any]:
     found = getattr(config, "quantization_config", None)
     if found is None:
         return {}
-    return found if isinstance(found, Mapping) else found.to_dict()  # type: ignore[no-any-return]
+    return found if isinstance(found, Mapping) else found.to_dict()
 
 
 def _is_gptq(config: QWenConfig) -> bool:
@@ -186,7 +189,7 @@ def _check_same_bits(config: QWenConfig, asked: Any) -> None:
     stored = _quantization(config)
     if wanted.get("quant_method", "gptq") != "gptq" or wanted.get("bits") != stored.get("bits"):
         raise ConfigError(
-            f"quantization_config asks for {wanted.get('bits')} bits; the checkpoint is GPTQ int{stored.get('bits')}.",
+            f"quantization_config asks for int{wanted.get('bits')}, the files are int{stored.get('bits')}.",
             "Leave quantization_config out.",
         )
 

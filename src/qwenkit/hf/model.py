@@ -6,6 +6,8 @@ attention, is qwenkit.model's. Does not know files beyond `from_pretrained` (see
 
 from __future__ import annotations
 
+# mypy: allow-untyped-calls
+# transformers annotates only part of what it asks to be called and overridden.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,7 +67,7 @@ class QWenLMHeadModel(ChatMixin, LoadingMixin, PreTrainedModel, GenerationMixin)
         self.transformer = Transformer(shape)
         self.lm_head = nn.Linear(shape.hidden_size, shape.vocab_size, bias=False)
         if config.precision is not None:
-            self.to(config.precision)
+            self.to(config.precision)  # type: ignore[arg-type]
         self.post_init()
 
     # -- the forward pass ---------------------------------------------------------------------------
@@ -220,7 +222,7 @@ class QWenLMHeadModel(ChatMixin, LoadingMixin, PreTrainedModel, GenerationMixin)
 
     # -- generation ---------------------------------------------------------------------------------
 
-    def generate(
+    def generate(  # type: ignore[override]
         self,
         inputs: Tensor | None = None,
         generation_config: GenerationConfig | None = None,
@@ -239,9 +241,9 @@ class QWenLMHeadModel(ChatMixin, LoadingMixin, PreTrainedModel, GenerationMixin)
             length = 0 if prompt is None else prompt.shape[1]
             criteria = [*(kwargs.pop("stopping_criteria", None) or ())]
             kwargs["stopping_criteria"] = [*criteria, StopWordsCriteria(stop_words_ids, length)]
-        return super().generate(inputs, generation_config=generation_config, **kwargs)
+        return super().generate(inputs, generation_config=generation_config, **kwargs)  # type: ignore[misc]
 
-    def _expand_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def _expand_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
         """Also choose the prompt's NTK factors, here where the prompt and its mask are final.
 
         They then reach every pass: drafted tokens and chunks cannot change the factor of their prompt,
@@ -257,32 +259,32 @@ class QWenLMHeadModel(ChatMixin, LoadingMixin, PreTrainedModel, GenerationMixin)
             if mask is None or tuple(mask.shape) == (rows, length):
                 alpha = torch.tensor(prompt_alpha(shape, rows, length, mask))
                 kwargs["ntk_alpha"] = alpha.expand(rows) if len(alpha) == 1 else alpha
-        return super()._expand_inputs_for_generation(*args, **kwargs)
+        return super()._expand_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
 
     # -- what transformers asks of every model -------------------------------------------------------
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> Any:
         return self.transformer.wte
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.transformer.wte = value  # type: ignore[assignment]
 
-    def get_output_embeddings(self) -> nn.Module:
+    def get_output_embeddings(self) -> Any:
         return self.lm_head
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.lm_head = new_embeddings  # type: ignore[assignment]
+        self.lm_head = new_embeddings
 
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         self.transformer.shape = replace(self.transformer.shape, vocab_size=self.config.vocab_size)
         return embeddings
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
+    def _init_weights(self, module: Any) -> None:
         super()._init_weights(module)
-        blocks = self.transformer.h
+        blocks: Any = self.transformer.h
         if any(module is m for block in blocks for m in (block.attn.c_proj, block.mlp.c_proj)):
             # Residual branches start smaller the more there are (reference: model section 9).
             std = self.config.initializer_range / math.sqrt(2 * len(blocks))
-            init.normal_(module.weight, mean=0.0, std=std)  # type: ignore[arg-type]
+            init.normal_(module.weight, mean=0.0, std=std)

@@ -22,7 +22,7 @@ class DispatchedBatch(Batch):
 
 
 def prompt_alpha(config: ModelConfig, rows: int, length: int, mask: Tensor | None) -> tuple[float, ...]:
-    """NTK factor of each row of a prompt of `length` slots, from its unmasked tokens (mask [rows, length])."""
+    """NTK factor of each row of a prompt of `length` slots; unmasked tokens count (mask [rows, length])."""
     if not config.dynamic_ntk or length <= config.seq_length:
         return (1.0,)
     counts = [length] * rows if mask is None else mask.ne(0).sum(-1).tolist()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ class StopWordsCriteria(StoppingCriteria):
     stop sequence ended at once; here only generated tokens count and nothing is appended.
     """
 
-    def __init__(self, stop_words_ids: Iterable[Sequence[int]], prompt_length: int) -> None:
+    def __init__(self, stop_words_ids: Any, prompt_length: int) -> None:
         """Raises RequestError (a ValueError) unless given non-empty lists of non-negative token ids."""
         self.sequences = check_stop_words(stop_words_ids)
         self.prompt_length = prompt_length
@@ -37,7 +37,7 @@ class StopWordsCriteria(StoppingCriteria):
         return done
 
 
-def check_stop_words(stop_words_ids: Iterable[Sequence[int]]) -> list[tuple[int, ...]]:
+def check_stop_words(stop_words_ids: Any) -> list[tuple[int, ...]]:
     """The sequences as tuples. Raises RequestError for an empty list, an empty sequence or a bad id."""
     if isinstance(stop_words_ids, (str, bytes)) or not isinstance(stop_words_ids, Iterable):
         raise RequestError(f"stop_words_ids is {stop_words_ids!r}.", "Give a list of lists of token ids.")

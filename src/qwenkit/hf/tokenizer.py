@@ -7,6 +7,8 @@ allowed_special=set() for text of others. `apply_chat_template` and `model.chat`
 
 from __future__ import annotations
 
+# mypy: allow-untyped-calls
+# transformers annotates only part of what it asks to be called and overridden.
 import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -99,7 +101,7 @@ class QWenTokenizer(ChatTemplateMixin, PreTrainedTokenizer):
         """Regular tokens only, by their bytes, as in the original."""
         return dict(self.mergeable_ranks)
 
-    def _add_tokens(self, new_tokens: Iterable[str | AddedToken], special_tokens: bool = False) -> int:  # type: ignore[override]
+    def _add_tokens(self, new_tokens: Iterable[str | AddedToken], special_tokens: bool = False) -> int:
         tokens = [str(token) for token in new_tokens or ()]
         if tokens and not special_tokens:
             raise ValueError("Adding regular tokens is not supported: the vocabulary is a closed rank file.")
@@ -140,8 +142,8 @@ class QWenTokenizer(ChatTemplateMixin, PreTrainedTokenizer):
             found = re.search("|".join(map(re.escape, sorted(refused))), text)
             if found:
                 raise ValueError(
-                    f"Encountered text corresponding to disallowed special token {found.group()!r}. Add it to "
-                    "allowed_special to parse it, or pass disallowed_special=() to treat it as plain text."
+                    f"Encountered text corresponding to disallowed special token {found.group()!r}. "
+                    "Add it to allowed_special to parse it, or pass disallowed_special=() for plain text."
                 )
         ids = self.core.encode(text, allow_special=True if allowed_special == "all" else set(allowed))
         return [self._token(i) for i in ids]
@@ -157,7 +159,7 @@ class QWenTokenizer(ChatTemplateMixin, PreTrainedTokenizer):
 
     # -- ids to text ---------------------------------------------------------------------------------
 
-    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:  # type: ignore[override]
+    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
         """bytes for a regular id, str for a control token; a list for several ids."""
         if isinstance(ids, int):
             return self._token(ids)
@@ -165,14 +167,14 @@ class QWenTokenizer(ChatTemplateMixin, PreTrainedTokenizer):
             self._token(i) for i in map(int, ids) if not (skip_special_tokens and self.core.is_skipped(i))
         ]
 
-    def _convert_id_to_token(self, index: int) -> Any:  # type: ignore[override]
+    def _convert_id_to_token(self, index: int) -> Any:
         return self._token(index)
 
     def _token(self, token_id: int) -> bytes | str:
         form = self._form_of_id.get(token_id)
         return self.core.token_bytes(token_id) if form is None else form
 
-    def convert_tokens_to_string(self, tokens: Iterable[bytes | str]) -> str:  # type: ignore[override]
+    def convert_tokens_to_string(self, tokens: Iterable[bytes | str]) -> str:
         """The text of tokens as `tokenize` returns them."""
         parts = [token.encode() if isinstance(token, str) else token for token in tokens]
         return b"".join(parts).decode("utf-8", self.errors)
