@@ -48,6 +48,10 @@ def test_a_named_model_that_is_not_here_is_a_problem() -> None:
     assert "Pull it." in done.stdout
 
 
+def test_a_chosen_default_that_is_not_here_is_a_problem() -> None:
+    assert doctor(env={"QWENKIT_MODEL": "/my/model"}).exit_code == 1
+
+
 def test_a_truncated_model_is_a_problem(tmp_path: Path) -> None:
     for file in (DATA / "tiny_v1").iterdir():
         data = file.read_bytes()

@@ -83,7 +83,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: half the start time, wraps paragraphs, reads well in a pipe
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Load, chat with and inspect Qwen checkpoints, with no remote code.",
-    epilog="Without a MODEL, commands use a small demo model. Start with: qwenkit chat",
+    epilog="Without a MODEL, commands use $QWENKIT_MODEL, else a small demo model. Start with: qwenkit chat",
 )
 
 

@@ -10,7 +10,9 @@ from qwenkit.core import RequestError, SamplingParams
 
 _MODEL = "Path of a checkpoint folder or GGUF file, a hub name (org/name), or demo, demo-0.5b, demo-1.5b."
 
-ModelArgument = Annotated[str | None, typer.Argument(metavar="MODEL", help=_MODEL, show_default="demo")]
+ModelArgument = Annotated[
+    str | None, typer.Argument(metavar="MODEL", help=_MODEL, show_default="$QWENKIT_MODEL, else demo")
+]
 ModelOption = Annotated[str | None, typer.Option("--model", "-m", help="The same as MODEL.")]
 Temperature = Annotated[
     float | None,

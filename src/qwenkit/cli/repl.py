@@ -18,6 +18,7 @@ from qwenkit.cli.markdown import MarkdownReply, PlainReply
 from qwenkit.cli.prompt_view import prompt_view
 from qwenkit.cli.settings import Settings
 from qwenkit.cli.status import cautions, summary
+from qwenkit.cli.terminal import silent_keyboard
 from qwenkit.core import Completion, QwenkitError
 
 
@@ -111,7 +112,8 @@ class Repl:
             stream = self.model.chat_stream(
                 query, list(conversation.turns), conversation.system, max_window_size=window, params=params
             )
-            with MarkdownReply(self._screen) if self._markdown else PlainReply(self._screen) as reply:
+            view = MarkdownReply(self._screen) if self._markdown else PlainReply(self._screen)
+            with silent_keyboard(), view as reply:
                 for delta in stream:
                     pieces.append(delta.text)
                     reply.write(delta.text)

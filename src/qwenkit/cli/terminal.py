@@ -107,6 +107,25 @@ def loading_line() -> Iterator[None]:
             typer.echo("\x1b[K", nl=False, err=True)
 
 
+@contextlib.contextmanager
+def silent_keyboard() -> Iterator[None]:
+    """Keys typed meanwhile are kept for the next prompt but not echoed into what is being written."""
+    if os.name != "posix" or not is_terminal(sys.stdin):
+        yield
+        return
+    import termios
+
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+    silent = termios.tcgetattr(terminal)
+    silent[3] &= ~termios.ECHO
+    termios.tcsetattr(terminal, termios.TCSANOW, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSANOW, before)
+
+
 def print_table(rows: Iterable[Sequence[str | Text]], after: Sequence[str | Text] = ()) -> None:
     """Rows in aligned columns on stdout, then the lines of `after`.
 
