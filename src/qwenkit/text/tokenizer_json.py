@@ -161,7 +161,7 @@ def write_tokenizer_json(
             "end_of_word_suffix": "",
             "fuse_unk": False,
             "byte_fallback": False,
-            "vocab": {to_letters(t): i for t, i in sorted(tokenizer.ranks.items(), key=lambda item: item[1])},
+            "vocab": _vocab(tokenizer),
             "merges": [
                 f"{to_letters(left)} {to_letters(right)}"
                 for left, right in reconstruct_merges(tokenizer.ranks)
@@ -194,3 +194,18 @@ def write_tokenizer_json(
     for path, value, indent in zip(files, (content, config), (None, 2), strict=True):
         write_whole(path, (json.dumps(value, ensure_ascii=False, indent=indent) + "\n").encode())
     return files
+
+
+def _vocab(tokenizer: Tokenizer) -> dict[str, int]:
+    """Letters -> id of the regular tokens, and of the special ones where their ids need saying."""
+    vocab = {to_letters(token): i for token, i in tokenizer.ranks.items()}
+    special = sorted(tokenizer.special_tokens.items(), key=lambda item: item[1])
+    # `tokenizers` ignores the ids of added tokens that the vocabulary does not list, and counts them on
+    # from its size.
+    if [i for _, i in special] != list(range(len(vocab), len(vocab) + len(special))):
+        for form, i in special:
+            if vocab.setdefault(form, i) != i:
+                raise TokenizerError(
+                    f"{form!r} is both a special and a regular token.", "Give the special token another name."
+                )
+    return dict(sorted(vocab.items(), key=lambda item: item[1]))
