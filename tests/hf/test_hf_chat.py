@@ -247,6 +247,26 @@ def test_batch_recipe_equals_the_questions_asked_alone(chat_model, chat_folder):
         assert reply == model.chat(tokenizer, question, generation_config=config)[0]
 
 
+def test_the_pipeline_of_transformers(chat_model, tokenizer):
+    from transformers import pipeline
+
+    config = GenerationConfig(max_new_tokens=4, do_sample=False, pad_token_id=TEXT_END)
+    run = pipeline("text-generation", model=chat_model, tokenizer=tokenizer, generation_config=config)
+    said = run([{"role": "user", "content": "你好"}])[0]["generated_text"][-1]
+    prompt = torch.tensor([make_context(tokenizer.core, "你好", [], None).token_ids])
+    want = chat_model.generate(prompt, generation_config=config)[0, prompt.shape[1] :]
+    assert said == {"role": "assistant", "content": tokenizer.decode(want, skip_special_tokens=True)}
+
+
+def test_two_streams_on_one_model_do_not_disturb_each_other(chat_model, tokenizer):
+    questions = ["你好", "one two three " * 30]  # the second is past the training length of 64
+    kwargs = {"max_new_tokens": 10, **GREEDY}
+    alone = [list(chat_model.chat_stream(tokenizer, q, **kwargs)) for q in questions]
+    streams = [chat_model.chat_stream(tokenizer, q, **kwargs) for q in questions]
+    together = [list(texts) for texts in zip(*itertools.zip_longest(*streams), strict=True)]
+    assert [[t for t in texts if t is not None] for texts in together] == alone
+
+
 def test_base_model_completion(chat_model, tokenizer):
     """Reference: chat section 10; specials parsed, stop words of the config honoured."""
     prompt = "蒙古国的首都是乌兰巴托（Ulaanbaatar）\n冰岛的首都是雷克雅未克（Reykjavik）\n埃塞俄比亚的首都是"

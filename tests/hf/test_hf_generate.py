@@ -285,12 +285,14 @@ def test_drafted_generation_equals_greedy(tiny, golden, length):
     """Prompt lookup and an assistant model crop the cache; 31 and 60 end just before a new NTK factor."""
     ids = golden["ids"][:, :7].repeat(1, 10)[:, :length]  # something to look up
     want = alone(tiny, ids[0].tolist(), 16)
-    looked_up = tiny.generate(ids, prompt_lookup_num_tokens=4, max_new_tokens=16, **GREEDY)
+    assert 511 not in want
+    draft = {"max_new_tokens": 16, "eos_token_id": 511, **GREEDY}
+    looked_up = tiny.generate(ids, prompt_lookup_num_tokens=4, **draft)
     assert looked_up[0, length:].tolist() == want
     assistant = copy.deepcopy(tiny)
     assistant.generation_config.num_assistant_tokens = 5
     assistant.generation_config.assistant_confidence_threshold = 0.0  # draft all five
-    assisted = tiny.generate(ids, assistant_model=assistant, max_new_tokens=16, **GREEDY)
+    assisted = tiny.generate(ids, assistant_model=assistant, **draft)
     assert assisted[0, length:].tolist() == want
 
 

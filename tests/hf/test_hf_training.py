@@ -87,6 +87,15 @@ def test_recomputation_keeps_gradients_and_no_cache(model, golden):
     assert model(ids, use_cache=True).past_key_values.get_seq_length() == 30
 
 
+def test_recomputation_options(model, caplog):
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    assert "use_reentrant" in caplog.text
+    if hasattr(model, "activation_checkpointing_enable"):
+        for options in ({"every_n_layers": 2}, {"offload": True}):
+            with pytest.raises(UnsupportedError, match="every_n_layers"):
+                model.activation_checkpointing_enable(**options)
+
+
 def test_recomputation_with_frozen_weights(model, golden):
     """As adapters train: only what hangs on a hook of the embeddings gets gradients."""
     model.train()
@@ -183,8 +192,16 @@ def test_lora_of_peft(model, golden, tmp_path):
             assert torch.equal(tuned(ids).logits, base)
     generated = tuned.generate(input_ids=ids[:, :5], max_new_tokens=5, do_sample=False, pad_token_id=0)
     assert generated.shape == (1, 10)
+    tuned.save_pretrained(tmp_path / "adapter")
+    again = peft.AutoPeftModelForCausalLM.from_pretrained(
+        tmp_path / "adapter", device_map="auto", trust_remote_code=True
+    ).eval()
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, adapted)
     merged = tuned.merge_and_unload()
     with torch.no_grad():
         torch.testing.assert_close(merged(ids).logits, adapted, atol=1e-4, rtol=1e-4)
-    merged.save_pretrained(tmp_path)
-    assert set(AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()) == set(model.state_dict())
+    merged.save_pretrained(tmp_path / "merged")
+    assert set(AutoModelForCausalLM.from_pretrained(tmp_path / "merged").state_dict()) == set(
+        model.state_dict()
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 # mypy: allow-untyped-calls
 # transformers annotates only part of what it asks to be called and overridden.
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -29,6 +31,8 @@ from qwenkit.hf.loading import LoadingMixin
 from qwenkit.hf.rows import DispatchedBatch, layout, prompt_alpha
 from qwenkit.hf.stop_words import StopWordsCriteria
 from qwenkit.model import KVCache, OriginalInt8Cache, Transformer, causal_loss
+
+_log = logging.getLogger(__name__)
 
 
 class QWenLMHeadModel(ChatMixin, LoadingMixin, PreTrainedModel, GenerationMixin):
@@ -279,6 +283,22 @@ class QWenLMHeadModel(ChatMixin, LoadingMixin, PreTrainedModel, GenerationMixin)
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         self.transformer.shape = replace(self.transformer.shape, vocab_size=self.config.vocab_size)
         return embeddings
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Any = checkpoint, every_n_layers: int = 1
+    ) -> None:
+        """Recompute each block in the backward pass, always without reentrance (the gradients are equal).
+
+        Raises UnsupportedError for every_n_layers and offload.
+        """
+        function = getattr(gradient_checkpointing_func, "func", gradient_checkpointing_func)
+        if enable and (every_n_layers != 1 or function is not checkpoint):
+            raise UnsupportedError(
+                "activation checkpointing with every_n_layers or offload.", "Leave both out."
+            )
+        if enable and getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant"):
+            _log.warning("use_reentrant=True has no effect: blocks are recomputed without reentrance.")
+        self.transformer.gradient_checkpointing = enable
 
     @torch.no_grad()
     def _init_weights(self, module: Any) -> None:

@@ -17,6 +17,8 @@ def register() -> None:
     registered local class*. For configurations and models that is any registered class from outside
     transformers. For tokenizers it is one known by its class name but not by the configuration's type, so
     AutoTokenizer.register, which does both, would let the folder's files win: only the name is entered.
+    What remains to the caller: a tokenizer_config.json whose auto_map names code but whose
+    tokenizer_class is not "QWenTokenizer" (no released Qwen has one) is left to AutoTokenizer.
     """
     AutoConfig.register("qwen", QWenConfig, exist_ok=True)
     AutoModelForCausalLM.register(QWenConfig, QWenLMHeadModel, exist_ok=True)
