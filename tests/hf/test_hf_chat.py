@@ -250,11 +250,11 @@ def test_batch_recipe_equals_the_questions_asked_alone(chat_model, chat_folder):
 def test_the_pipeline_of_transformers(chat_model, tokenizer):
     from transformers import pipeline
 
-    config = GenerationConfig(max_new_tokens=4, do_sample=False, pad_token_id=TEXT_END)
-    run = pipeline("text-generation", model=chat_model, tokenizer=tokenizer, generation_config=config)
-    said = run([{"role": "user", "content": "你好"}])[0]["generated_text"][-1]
+    kwargs = {"max_new_tokens": 4, "do_sample": False, "repetition_penalty": 1.0}
+    run = pipeline("text-generation", model=chat_model, tokenizer=tokenizer)
+    said = run([{"role": "user", "content": "你好"}], **kwargs)[0]["generated_text"][-1]
     prompt = torch.tensor([make_context(tokenizer.core, "你好", [], None).token_ids])
-    want = chat_model.generate(prompt, generation_config=config)[0, prompt.shape[1] :]
+    want = chat_model.generate(prompt, **kwargs)[0, prompt.shape[1] :]
     assert said == {"role": "assistant", "content": tokenizer.decode(want, skip_special_tokens=True)}
 
 
