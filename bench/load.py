@@ -25,8 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from qwenkit.checkpoint import PlannedTensor, open_checkpoint, write_checkpoint
+from qwenkit.checkpoint.empty_model import empty_model
 from qwenkit.checkpoint.safetensors_writer import write_safetensors
-from qwenkit.model import Batch, CausalLM, DenseCache, ModelConfig
+from qwenkit.model import Batch, DenseCache, ModelConfig
 
 GROUP = 128
 
@@ -55,8 +56,7 @@ def columns_to_groups(columns: int) -> Tensor:
 
 def plan(config: ModelConfig, packed: bool) -> Iterator[PlannedTensor]:
     dtype = torch.float16 if packed else torch.bfloat16
-    with torch.device("meta"):
-        model = CausalLM(config)
+    model = empty_model(config)
     for seed, (name, parameter) in enumerate(model.named_parameters()):
         module = model.get_submodule(name.rpartition(".")[0])
         shape = tuple(parameter.shape)

@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from qwenkit.checkpoint.empty_model import empty_model
 from qwenkit.checkpoint.gptq_config import GPTQConfig
 from qwenkit.checkpoint.names import is_inert
 from qwenkit.checkpoint.safetensors_writer import PlannedTensor
@@ -46,8 +47,7 @@ class Loader:
         `check` does, and for a tensor with NaN or infinity.
         """
         self.check()
-        with torch.device("meta"):
-            model = CausalLM(self.config)
+        model = empty_model(self.config)
         owners = list(self._owners(model))
         for name, module in _with_progress(owners, progress):
             if self._tied(name):
@@ -72,8 +72,7 @@ class Loader:
 
         A tied output projection is left out. Raises UnsupportedError for packed weights.
         """
-        with torch.device("meta"):
-            model = CausalLM(self.config)
+        model = empty_model(self.config)
         planned = []
         for name, module in self._owners(model):
             if self._tied(name):
@@ -144,8 +143,7 @@ class Loader:
 
     def _wanted_shapes(self) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
         """Stored name -> (shape, allowed dtypes) of everything that must be there."""
-        with torch.device("meta"):
-            model = CausalLM(self.config)
+        model = empty_model(self.config)
         wanted: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {}
         for name, module in self._owners(model):
             if self._tied(name):
