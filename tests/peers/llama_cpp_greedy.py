@@ -26,7 +26,7 @@ def main(source: Path, folder: Path, count: int) -> None:
             raise SystemExit(f"llama.cpp could not re-export {source}")
         partial.rename(exact)
     model = llama_cpp.Llama(
-        str(exact), n_ctx=1024, n_threads=2, n_threads_batch=2, verbose=False, flash_attn=False,
+        str(exact), n_ctx=1024, n_threads=1, n_threads_batch=1, verbose=False, flash_attn=False,
         type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32, logits_all=True,
     )  # fmt: skip
     results = []

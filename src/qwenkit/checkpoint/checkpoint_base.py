@@ -80,7 +80,10 @@ class Checkpoint(ABC):
         them. progress: a bar on standard error. Raises CheckpointError for missing, unexpected, misshapen
         or non-finite tensors, UnsupportedError for what cannot be loaded.
         """
-        return self._loader_for(_float(dtype)).load(device=device, dtype=dtype, progress=progress)
+        # A caller's inference mode must not leave its mark on weights that outlive it, and does not reach
+        # the threads that dequantize.
+        with torch.inference_mode(False), torch.no_grad():
+            return self._loader_for(_float(dtype)).load(device=device, dtype=dtype, progress=progress)
 
 
 def _float(dtype: torch.dtype) -> torch.dtype:
