@@ -215,3 +215,19 @@ def test_streaming_does_not_leave_inference_mode_behind(tiny, byte_tokenizer):
     assert not torch.is_inference_mode_enabled()
     stream.close()
     assert not torch.is_inference_mode_enabled()
+
+
+@pytest.mark.parametrize(("chunk", "most"), [(1, 2), (7, 7), (1024, 60)])
+def test_no_pass_reads_more_tokens_than_the_chunk(tiny, byte_tokenizer, monkeypatch, chunk, most):
+    """Two prompts of 30: a chunk covers both rows, and is never less than a token each."""
+    passes: list[int] = []
+    inner = tiny.transformer.forward
+
+    def counted(tokens: torch.Tensor, *arguments: object) -> torch.Tensor:
+        passes.append(tokens.numel())
+        return inner(tokens, *arguments)
+
+    monkeypatch.setattr(tiny.transformer, "forward", counted)
+    Qwen(tiny, byte_tokenizer, prefill_chunk=chunk).generate_ids(prompts([30, 30]), GREEDY, max_tokens=1)
+    assert max(passes) <= most
+    assert sum(passes) == 60
