@@ -97,12 +97,15 @@ def affine_linear(
     group_of_column: Tensor,
     *,
     bits: int = 8,
-    rows: int = 1024,
+    rows: int | None = None,
 ) -> Tensor:
     """x @ w^T for an affine weight, dequantizing `rows` output rows at a time to bound memory.
 
-    x: [..., in]; the weight as in `affine_dequantize`. Returns [..., out] in x's dtype.
+    x: [..., in]; the weight as in `affine_dequantize`. Returns [..., out] in x's dtype. By default the
+    rows make a block of 2^18 weights on the CPU, which stays in its cache, and of 2^24 on a GPU.
     """
+    if rows is None:
+        rows = max(1, (2**18 if x.device.type == "cpu" else 2**24) // x.shape[-1])
     parts = [
         F.linear(
             x,

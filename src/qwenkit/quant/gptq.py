@@ -6,6 +6,7 @@ one, except in the later "gptq_v2" format, which stores them plainly.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,4 +65,6 @@ def pack_zeros(zeros: Tensor, bits: int, *, stored_minus_one: bool = True) -> Te
 
 def _dense(tensor: Tensor) -> Tensor:
     """A copy with the strides of its shape; `contiguous` may keep odd strides where a size is 1."""
+    if tensor.device.type == "cpu":  # numpy copies a transposed matrix four times as fast
+        return torch.from_numpy(np.array(tensor.numpy(), order="C"))
     return tensor.clone(memory_format=torch.contiguous_format)
