@@ -6,6 +6,8 @@ one, except in the later "gptq_v2" format, which stores them plainly.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from torch import Tensor
 from qwenkit.core import UnsupportedError
 
 BITS = (4, 8)
+_BLOCK = 256  # words; a block of source and one of result fit the cache
 
 
 def check_bits(bits: int) -> None:
@@ -29,13 +32,13 @@ def codes_from_words(qweight: Tensor, bits: int) -> Tensor:
     Transposing whole words is all it takes: the bytes of a word already hold its codes in order.
     """
     check_bits(bits)
-    return _dense(qweight.t()).view(torch.uint8)
+    return _transposed(qweight).view(torch.uint8)
 
 
 def words_from_codes(codes: Tensor, bits: int) -> Tensor:
     """Inverse of `codes_from_words`."""
     check_bits(bits)
-    return _dense(_dense(codes).view(torch.int32).t())
+    return _transposed(_dense(codes).view(torch.int32))
 
 
 def unpack_nibbles(packed: Tensor) -> Tensor:
@@ -63,8 +66,25 @@ def pack_zeros(zeros: Tensor, bits: int, *, stored_minus_one: bool = True) -> Te
     return _dense(pack_nibbles(stored) if bits == 4 else stored).view(torch.int32)
 
 
+def _transposed(matrix: Tensor) -> Tensor:
+    """A transposed copy. On the CPU in square blocks and threads: several times faster than row by row."""
+    if matrix.device.type != "cpu":
+        return _dense(matrix.t())
+    source = matrix.numpy()
+    out = np.empty(source.shape[::-1], source.dtype)
+    rows, columns = source.shape
+
+    def fill(column: int) -> None:
+        for row in range(0, rows, _BLOCK):
+            part = source[row : row + _BLOCK, column : column + _BLOCK]
+            out[column : column + _BLOCK, row : row + _BLOCK] = part.T
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        for _ in threads.map(fill, range(0, columns, _BLOCK)):
+            pass
+    return torch.from_numpy(out)
+
+
 def _dense(tensor: Tensor) -> Tensor:
     """A copy with the strides of its shape; `contiguous` may keep odd strides where a size is 1."""
-    if tensor.device.type == "cpu":  # numpy copies a transposed matrix four times as fast
-        return torch.from_numpy(np.array(tensor.numpy(), order="C"))
     return tensor.clone(memory_format=torch.contiguous_format)
