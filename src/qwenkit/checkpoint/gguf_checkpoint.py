@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,12 +96,17 @@ class GGUFCheckpoint(Checkpoint):
         types = self._header.get("tokenizer.ggml.token_type")
         if not isinstance(types, list) or len(types) != len(tokens):
             raise CheckpointError(f"{self.path}: token types do not match its tokens.", "Download it again.")
-        return Tokenizer.from_gguf(
-            tokens,
-            types,
-            self._header.strings("tokenizer.ggml.merges"),
-            self._header.text("tokenizer.ggml.pre", "qwen2"),
-        )
+        pre = self._header.text("tokenizer.ggml.pre", "qwen2")
+        merges = partial(self._header.strings, "tokenizer.ggml.merges")
+        if self._content_hash is None:
+            return Tokenizer.from_gguf(tokens, types, merges(), pre)
+
+        def prove(place: Path) -> None:
+            Tokenizer.from_gguf(tokens, types, merges(), pre)
+            place.write_text("The merges of this file agree with the order of its token ids.\n")
+
+        DerivedStore().get_or_make(f"gguf-{self._content_hash}-merges-v1.txt", prove)
+        return Tokenizer.from_gguf(tokens, types, None, pre)
 
     @cached_property
     def _loader(self) -> Loader:

@@ -30,7 +30,7 @@ from qwenkit.hf.int8_cache import keep_as_int8
 from qwenkit.hf.loading import LoadingMixin
 from qwenkit.hf.rows import DispatchedBatch, layout, prompt_alpha
 from qwenkit.hf.stop_words import StopWordsCriteria
-from qwenkit.model import KVCache, OriginalInt8Cache, Transformer, causal_loss
+from qwenkit.model import KVCache, OriginalInt8Cache, Transformer, causal_loss, output_logits
 
 _log = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class QWenLMHeadModel(ChatMixin, LoadingMixin, PreTrainedModel, GenerationMixin)
         if labels is None and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
             last = isinstance(logits_to_keep, int)
             kept = hidden[:, -logits_to_keep:] if last else hidden[:, logits_to_keep]
-        logits = self.lm_head(kept)
+        logits = output_logits(self.lm_head, kept)
         loss = None if labels is None else self._loss(logits, labels, attention_mask, num_items_in_batch)
         output = CausalLMOutputWithPast(
             loss=loss,

@@ -3,7 +3,7 @@
 from qwenkit.model.batch import Batch
 from qwenkit.model.cache import DenseCache, KVCache, OriginalInt8Cache
 from qwenkit.model.config import SIZES, ModelConfig
-from qwenkit.model.model import CausalLM, Transformer, causal_loss
+from qwenkit.model.model import CausalLM, Transformer, causal_loss, output_logits
 from qwenkit.model.rope import ntk_alpha
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "Transformer",
     "causal_loss",
     "ntk_alpha",
+    "output_logits",
 ]

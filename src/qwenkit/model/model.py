@@ -119,7 +119,7 @@ class CausalLM(nn.Module):
     def forward(self, tokens: Tensor, batch: Batch, last: int = 0) -> Tensor:
         """Logits of every position, or of the `last` ones only (decoding needs one)."""
         hidden = self.transformer(tokens, batch)
-        return self.lm_head(hidden[:, -last:])  # type: ignore[no-any-return]
+        return output_logits(self.lm_head, hidden[:, -last:])
 
     @torch.no_grad()
     def initialize(self, seed: int = 0) -> CausalLM:
@@ -136,6 +136,16 @@ class CausalLM(nn.Module):
             else:
                 p.normal_(0, std, generator=generator)
         return self
+
+
+def output_logits(lm_head: nn.Module, hidden: Tensor) -> Tensor:
+    """Logits [b, s, vocab] of hidden states [b, s, h], which may be a strided part of a longer sequence.
+
+    The product is taken as one matrix: of a strided [b, 1, h] torch would make a batched product, which
+    first copies the whole weight and takes ten times as long.
+    """
+    logits: Tensor = lm_head(hidden.reshape(-1, hidden.shape[-1]))
+    return logits.view(*hidden.shape[:-1], logits.shape[-1])
 
 
 def causal_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # gguf.TokenType
 
 
 def read_gguf(
-    tokens: Sequence[str], token_types: Sequence[int], merges: Sequence[str], pre: str
+    tokens: Sequence[str], token_types: Sequence[int], merges: Sequence[str] | None, pre: str
 ) -> Tokenizer:
     """As Tokenizer.from_gguf. Padding entries (type 5, unused) get no text."""
     pretokenizer = pretokenizer_of_gguf(pre)
@@ -40,7 +40,8 @@ def read_gguf(
                 f"Token {i} of the GGUF vocabulary has type {kind}, which byte-level BPE does not use.",
                 "Only vocabularies of model `gpt2` can be read.",
             )
-    prove_merges("the GGUF vocabulary", ranks, split_merges("the GGUF vocabulary", merges))
+    if merges is not None:
+        prove_merges("the GGUF vocabulary", ranks, split_merges("the GGUF vocabulary", merges))
     return Tokenizer(
         ranks,
         special_tokens=special_tokens,

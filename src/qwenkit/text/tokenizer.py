@@ -126,9 +126,12 @@ class Tokenizer:
 
     @classmethod
     def from_gguf(
-        cls, tokens: Sequence[str], token_types: Sequence[int], merges: Sequence[str], pre: str
+        cls, tokens: Sequence[str], token_types: Sequence[int], merges: Sequence[str] | None, pre: str
     ) -> Tokenizer:
-        """Build from GGUF's `tokenizer.ggml.{tokens,token_type,merges,pre}` (model "gpt2")."""
+        """Build from GGUF's `tokenizer.ggml.{tokens,token_type,merges,pre}` (model "gpt2").
+
+        merges None: they were proven before to agree with the order of ids, which takes most of the time.
+        """
         from qwenkit.text.gguf_vocabulary import read_gguf
 
         return read_gguf(tokens, token_types, merges, pre)
