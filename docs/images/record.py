@@ -35,8 +35,8 @@ def wait_for(text: str, count: int, seconds: float = 300) -> None:
 
 def main(out: Path) -> None:
     program = shutil.which("qwenkit", path=str(Path(sys.executable).parent)) or "qwenkit"
-    tmux("new-session", "-d", "-s", SESSION, "-x", str(COLUMNS), "-y", str(ROWS),
-         f"env PS1='$ ' QWENKIT_HISTORY= TERM=xterm-256color COLORTERM=truecolor {program} chat --seed 4")  # fmt: skip
+    command = f"env QWENKIT_HISTORY= TERM=xterm-256color COLORTERM=truecolor {program} chat --seed 4"
+    tmux("new-session", "-d", "-s", SESSION, "-x", str(COLUMNS), "-y", str(ROWS), command)
     try:
         wait_for(":help shows the commands", 1)
         for i, question in enumerate(QUESTIONS, start=1):

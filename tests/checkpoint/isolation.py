@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hub_server import Hub, serve
 
-from qwenkit.checkpoint import transfer
+from qwenkit.checkpoint.sources import transfer
 
 
 @pytest.fixture

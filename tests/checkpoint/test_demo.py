@@ -23,10 +23,11 @@ from pathlib import Path
 import pytest
 from hub_server import Hub, Repo
 
-from qwenkit.checkpoint import DEMOS, demo, locate, wheels
-from qwenkit.checkpoint.demo import Demo, demo_file
-from qwenkit.checkpoint.transfer import SourceError
-from qwenkit.checkpoint.wheels import Packages
+from qwenkit.checkpoint import DEMOS, locate
+from qwenkit.checkpoint.sources import demo, wheels
+from qwenkit.checkpoint.sources.demo import Demo, demo_file
+from qwenkit.checkpoint.sources.transfer import SourceError
+from qwenkit.checkpoint.sources.wheels import Packages
 from qwenkit.core import DownloadError
 
 pytest_plugins = ["isolation"]

@@ -19,9 +19,10 @@ import typer
 from hub_server import COMMIT, Hub, Repo, sha256
 from typer.testing import CliRunner
 
-from qwenkit.checkpoint import hub_huggingface, pull, transfer
+from qwenkit.checkpoint import pull
 from qwenkit.checkpoint.progress import Progress
-from qwenkit.checkpoint.repository import HubName, RepositoryFile, choose_files, missing_files
+from qwenkit.checkpoint.sources import huggingface, transfer
+from qwenkit.checkpoint.sources.repository import HubName, RepositoryFile, choose_files, missing_files
 from qwenkit.cli.pull import pull as cli_pull
 from qwenkit.core import DownloadError, RequestError
 
@@ -141,9 +142,9 @@ def test_cached_copy_serves_when_no_hub_answers(
 
 
 def test_modelscope_asked_for_without_its_library(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qwenkit.checkpoint import hub_modelscope
+    from qwenkit.checkpoint.sources import modelscope
 
-    monkeypatch.setattr(hub_modelscope.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(modelscope.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DownloadError) as caught:
         pull(NAME, source="modelscope")
     assert 'pip install "qwenkit[modelscope]"' in caught.value.remedy
@@ -375,7 +376,7 @@ def test_split_gguf_counts_as_one() -> None:
 
 def test_endpoint_is_read_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example/")
-    assert hub_huggingface.endpoint() == "https://mirror.example"
+    assert huggingface.endpoint() == "https://mirror.example"
 
 
 @pytest.fixture

@@ -18,8 +18,9 @@ from pathlib import Path
 import pytest
 from hub_server import sha256
 
-from qwenkit.checkpoint import hub_modelscope, pull
-from qwenkit.checkpoint.repository import HubName
+from qwenkit.checkpoint import pull
+from qwenkit.checkpoint.sources import modelscope as hub_modelscope
+from qwenkit.checkpoint.sources.repository import HubName
 from qwenkit.core import DownloadError
 
 pytest_plugins = ["isolation"]

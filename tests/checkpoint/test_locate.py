@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from hub_server import Hub, Repo
 
-from qwenkit.checkpoint import DEMOS, demo, locate
-from qwenkit.checkpoint.demo import Demo
-from qwenkit.checkpoint.wheels import Packages
+from qwenkit.checkpoint import DEMOS, locate
+from qwenkit.checkpoint.sources import demo
+from qwenkit.checkpoint.sources.demo import Demo
+from qwenkit.checkpoint.sources.wheels import Packages
 from qwenkit.core import CheckpointError, DownloadError
 
 pytest_plugins = ["isolation"]

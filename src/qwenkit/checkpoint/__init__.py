@@ -1,16 +1,42 @@
-"""Files: find, fetch, open, check, read and write checkpoints of every layout. Does not know the engine."""
+"""Files: find, fetch, open, check, read and write checkpoints of every layout. Does not know the engine.
 
-from qwenkit.checkpoint.checkpoint import open_checkpoint
-from qwenkit.checkpoint.checkpoint_base import Checkpoint
-from qwenkit.checkpoint.demo import DEMOS
-from qwenkit.checkpoint.hub import pull
-from qwenkit.checkpoint.layout import to_v1
-from qwenkit.checkpoint.locate import Located, locate
-from qwenkit.checkpoint.safetensors_writer import PlannedTensor
-from qwenkit.checkpoint.store import DerivedStore, cache_root
-from qwenkit.checkpoint.tensor_source import TensorEntry, TensorSource
-from qwenkit.checkpoint.vocabulary_resize import resize_vocabulary
-from qwenkit.checkpoint.write import write_checkpoint
+Names are imported when first used: finding and fetching a model needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qwenkit.checkpoint.checkpoint import open_checkpoint
+    from qwenkit.checkpoint.checkpoint_base import Checkpoint
+    from qwenkit.checkpoint.layout import to_v1
+    from qwenkit.checkpoint.safetensors_writer import PlannedTensor
+    from qwenkit.checkpoint.sources.demo import DEMOS
+    from qwenkit.checkpoint.sources.hub import pull
+    from qwenkit.checkpoint.sources.locate import Located, locate
+    from qwenkit.checkpoint.store import DerivedStore, cache_root
+    from qwenkit.checkpoint.tensor_source import TensorEntry, TensorSource
+    from qwenkit.checkpoint.vocabulary_resize import resize_vocabulary
+    from qwenkit.checkpoint.write import write_checkpoint
+
+_HOMES = {
+    "open_checkpoint": "checkpoint",
+    "Checkpoint": "checkpoint_base",
+    "to_v1": "layout",
+    "PlannedTensor": "safetensors_writer",
+    "DEMOS": "sources.demo",
+    "pull": "sources.hub",
+    "Located": "sources.locate",
+    "locate": "sources.locate",
+    "DerivedStore": "store",
+    "cache_root": "store",
+    "TensorEntry": "tensor_source",
+    "TensorSource": "tensor_source",
+    "resize_vocabulary": "vocabulary_resize",
+    "write_checkpoint": "write",
+}
 
 __all__ = [
     "DEMOS",
@@ -28,3 +54,9 @@ __all__ = [
     "to_v1",
     "write_checkpoint",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

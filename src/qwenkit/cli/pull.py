@@ -26,8 +26,8 @@ def pull(
 ) -> None:
     """Fetch a model from a hub, check every file against the hub's hash and print its path."""
     from qwenkit.checkpoint import DEMOS, locate
-    from qwenkit.checkpoint.hub import check_source
-    from qwenkit.checkpoint.hub import pull as pull_model
+    from qwenkit.checkpoint.sources.hub import check_source
+    from qwenkit.checkpoint.sources.hub import pull as pull_model
     from qwenkit.core import RequestError
 
     if name in DEMOS:

@@ -16,10 +16,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from qwenkit.checkpoint.progress import Progress, say
-from qwenkit.checkpoint.repository import HubName, RepositoryFile, choose_files
-from qwenkit.checkpoint.snapshot import Snapshot, inspect, matches, result
-from qwenkit.checkpoint.store import disk_errors, require_space
-from qwenkit.checkpoint.transfer import (
+from qwenkit.checkpoint.sources.repository import HubName, RepositoryFile, choose_files
+from qwenkit.checkpoint.sources.snapshot import Snapshot, inspect, matches, result
+from qwenkit.checkpoint.sources.transfer import (
     CorruptError,
     RemoteFile,
     SourceError,
@@ -28,6 +27,7 @@ from qwenkit.checkpoint.transfer import (
     partial_size,
     unreachable,
 )
+from qwenkit.checkpoint.store import disk_errors, require_space
 from qwenkit.core import DownloadError
 
 # Several files at once fill a line that one connection does not; more would only split it.

@@ -10,9 +10,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwenkit.checkpoint.demo import DEMOS, demo_file, notice
-from qwenkit.checkpoint.hub import pull, told_offline
-from qwenkit.checkpoint.repository import HubName
+from qwenkit.checkpoint.sources.demo import DEMOS, demo_file, notice
+from qwenkit.checkpoint.sources.hub import pull, told_offline
+from qwenkit.checkpoint.sources.repository import HubName
 from qwenkit.core import CheckpointError, DownloadError
 
 _ACCEPTED = (

@@ -25,9 +25,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwenkit.checkpoint.progress import Progress
+from qwenkit.checkpoint.sources.transfer import (
+    CorruptError,
+    RemoteFile,
+    SourceError,
+    fetch,
+    open_url,
+    unreachable,
+)
 from qwenkit.checkpoint.stamps import stamp
 from qwenkit.checkpoint.store import disk_errors, remove, require_space
-from qwenkit.checkpoint.transfer import CorruptError, RemoteFile, SourceError, fetch, open_url, unreachable
 
 _CHUNK = 1 << 20
 # (retries, seconds): the first package tells whether the registry answers, so it is given up soon.

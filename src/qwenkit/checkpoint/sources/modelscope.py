@@ -15,10 +15,10 @@ import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 
-from qwenkit.checkpoint.repository import HubName, RepositoryFile, choose_files
-from qwenkit.checkpoint.snapshot import Snapshot, inspect, matches, result
+from qwenkit.checkpoint.sources.repository import HubName, RepositoryFile, choose_files
+from qwenkit.checkpoint.sources.snapshot import Snapshot, inspect, matches, result
+from qwenkit.checkpoint.sources.transfer import CorruptError, SourceError, StatusError, open_url, unreachable
 from qwenkit.checkpoint.store import disk_errors, require_space
-from qwenkit.checkpoint.transfer import CorruptError, SourceError, StatusError, open_url, unreachable
 from qwenkit.core import DownloadError
 
 _LIBRARY = {"modelscope", "modelscope_hub", "requests", "urllib3"}

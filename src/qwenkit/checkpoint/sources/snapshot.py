@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwenkit.checkpoint.repository import RepositoryFile, choose_gguf, missing_files
+from qwenkit.checkpoint.sources.repository import RepositoryFile, choose_gguf, missing_files
 from qwenkit.checkpoint.stamps import is_intact
 from qwenkit.core import DownloadError
 

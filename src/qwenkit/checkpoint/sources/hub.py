@@ -1,7 +1,7 @@
 """`pull`: a model from a hub, whole, hash-checked and resumable.
 
-Chooses the hub and says which one did not answer and why; each hub's own ways are in hub_huggingface.py
-and hub_modelscope.py.
+Chooses the hub and says which one did not answer and why; each hub's own ways are in huggingface.py
+and modelscope.py.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ import os
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from qwenkit.checkpoint import hub_huggingface as huggingface
-from qwenkit.checkpoint import hub_modelscope as modelscope
 from qwenkit.checkpoint.progress import say
-from qwenkit.checkpoint.repository import HubName
-from qwenkit.checkpoint.transfer import SourceError
+from qwenkit.checkpoint.sources import huggingface, modelscope
+from qwenkit.checkpoint.sources.repository import HubName
+from qwenkit.checkpoint.sources.transfer import SourceError
 from qwenkit.core import DownloadError, RequestError
 
 Source = Literal["auto", "huggingface", "modelscope"]

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwenkit.checkpoint import hub_huggingface, hub_modelscope
 from qwenkit.checkpoint.progress import Progress, gigabytes, say
+from qwenkit.checkpoint.sources import huggingface, modelscope
+from qwenkit.checkpoint.sources.transfer import RemoteFile, SourceError, fetch, partial_size, unreachable
+from qwenkit.checkpoint.sources.wheels import Packages, assemble
 from qwenkit.checkpoint.stamps import is_intact
 from qwenkit.checkpoint.store import cache_root, exclusive, require_space
-from qwenkit.checkpoint.transfer import RemoteFile, SourceError, fetch, partial_size, unreachable
-from qwenkit.checkpoint.wheels import Packages, assemble
 from qwenkit.core import DownloadError
 
 
@@ -143,7 +143,7 @@ def _named_copy(demo: Demo) -> Path:
 
 def _hub_copy(demo: Demo) -> Path:
     """A copy that another tool fetched; it is not ours, so a wrong one is left alone."""
-    store = hub_huggingface.cache_folder() / f"models--{demo.repo.replace('/', '--')}" / "snapshots"
+    store = huggingface.cache_folder() / f"models--{demo.repo.replace('/', '--')}" / "snapshots"
     for file in sorted(store.glob(f"*/{demo.file}")):
         if is_intact(file, demo.sha256, demo.size):
             return file
@@ -151,12 +151,12 @@ def _hub_copy(demo: Demo) -> Path:
 
 
 def _from_huggingface(demo: Demo, place: Path) -> None:
-    hub = hub_huggingface.endpoint()
+    hub = huggingface.endpoint()
     _from_hub(demo, place, hub, f"{hub}/{demo.repo}/resolve/main/{demo.file}")
 
 
 def _from_modelscope(demo: Demo, place: Path) -> None:
-    hub = hub_modelscope.endpoint()
+    hub = modelscope.endpoint()
     _from_hub(demo, place, hub, f"{hub}/models/{demo.repo}/resolve/master/{demo.file}")
 
 
