@@ -23,6 +23,7 @@ from qwenkit.cli.info import info
 from qwenkit.cli.loading import State
 from qwenkit.cli.pull import pull
 from qwenkit.cli.tokenize import tokenize
+from qwenkit.cli.vocab import vocab
 from qwenkit.core import QwenkitError
 
 EXIT_ERROR = 1
@@ -109,7 +110,7 @@ def root(
     ctx.obj = state
 
 
-for command in (chat, generate, pull, info, tokenize, doctor):
+for command in (chat, generate, pull, info, tokenize, doctor, vocab):
     app.command()(command)
 
 
