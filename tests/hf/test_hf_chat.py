@@ -280,3 +280,30 @@ def test_base_model_completion(chat_model, tokenizer):
     stopped = chat_model.generate(**inputs, generation_config=config)
     assert stopped[0, -1] == fifth
     assert stopped.shape[1] <= out.shape[1] - 3
+
+
+class Favour:
+    """A logits processor that wants one token above all others."""
+
+    def __init__(self, token: int) -> None:
+        self.token = token
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores = scores.clone()
+        scores[:, self.token] += 1e4
+        return scores
+
+
+@pytest.mark.parametrize("method", ["chat", "chat_stream"])
+def test_rows_without_text_are_never_spoken(chat_model, tokenizer, method):
+    """docs/differences.md, "Tokens after 151,850": the padding rows of the matrices have no text."""
+    options = {**GREEDY, "max_new_tokens": 3, "logits_processor": [Favour(151900)]}
+    answer = getattr(chat_model, method)(tokenizer, "hi", **options)
+    assert isinstance(answer[0] if method == "chat" else list(answer)[-1], str)
+
+
+def test_tokens_the_caller_suppresses_stay_suppressed(chat_model, tokenizer):
+    favourite = tokenizer.core.encode("x")[0]
+    options = {**GREEDY, "max_new_tokens": 2, "logits_processor": [Favour(favourite)]}
+    assert "x" in chat_model.chat(tokenizer, "hi", **options)[0]
+    assert "xx" not in chat_model.chat(tokenizer, "hi", suppress_tokens=[favourite], **options)[0]

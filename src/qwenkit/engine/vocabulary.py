@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from qwenkit.core.errors import ConfigError, RequestError, TokenizerError
+from qwenkit.core.errors import ConfigError, RequestError
 from qwenkit.text import Tokenizer
 
 
@@ -27,7 +27,7 @@ class Vocabulary:
             )
         self.tokenizer = tokenizer
         self.size = len(tokenizer)
-        self.holes = frozenset(i for i in range(self.size) if not _has_text(tokenizer, i))
+        self.holes = frozenset(tokenizer.ids_without_text(self.size))
         self._hole_ids = torch.tensor(sorted(self.holes), dtype=torch.int64)
 
     def candidates(self, logits: Tensor) -> Tensor:
@@ -50,11 +50,3 @@ class Vocabulary:
                     f"Ids run from 0 to {self.size - 1}"
                     + (f", without {len(self.holes)} unused ones." if self.holes else "."),
                 )
-
-
-def _has_text(tokenizer: Tokenizer, token: int) -> bool:
-    try:
-        tokenizer.token_bytes(token)
-    except TokenizerError:
-        return False
-    return True

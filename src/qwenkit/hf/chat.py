@@ -29,6 +29,7 @@ _DEFAULT_WINDOW = 6144  # of the original's make_context, for configs that name 
 class _Generates(Protocol):
     """What a conversation needs of a model."""
 
+    config: Any
     generation_config: Any
 
     @property
@@ -163,8 +164,11 @@ class ChatMixin:
         ends = [[core.im_end_id], [core.im_start_id]]
         more = [] if stop_words_ids is None else [list(ids) for ids in check_stop_words(stop_words_ids)]
         prompt = torch.tensor([context.token_ids], device=model.device)
+        banned = kwargs.pop("suppress_tokens", None) or getattr(config, "suppress_tokens", None) or []
+        banned = [*banned, *core.ids_without_text(model.config.vocab_size)]
         run = {
             **kwargs,
+            "suppress_tokens": banned or None,
             "generation_config": config,
             "stop_words_ids": [*more, *ends],
             "attention_mask": torch.ones_like(prompt),

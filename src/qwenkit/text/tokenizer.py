@@ -152,6 +152,11 @@ class Tokenizer:
         """The highest id with text, plus one."""
         return len(self._bytes_of_id)
 
+    def ids_without_text(self, rows: int) -> list[int]:
+        """Ids below `rows` that stand for nothing: gaps, and the padding rows of an embedding that tall."""
+        gaps = [i for i, token in enumerate(self._bytes_of_id[:rows]) if token is None]
+        return [*gaps, *range(len(self), rows)]
+
     def __repr__(self) -> str:
         return f"Tokenizer({self.name!r}, {len(self._ranks)} tokens, {len(self._special_tokens)} special)"
 
