@@ -194,10 +194,16 @@ def model(name: str | None, opener: Any) -> tuple[list[Finding], Checkpoint | No
 def _fit(checkpoint: Checkpoint) -> Iterator[Finding]:
     from qwenkit.cli.memory import cache_bytes, size
 
-    stored = sum(entry.nbytes for entry in checkpoint.entries())
-    needed = stored + cache_bytes(checkpoint.config, 2048, 16)
+    from qwenkit.engine.device import choose_dtype, find_device
+
+    stored = held = sum(entry.nbytes for entry in checkpoint.entries())
+    if not checkpoint.quantization.startswith("GPTQ"):  # those stay packed; all else is held in the dtype
+        quantized = not checkpoint.quantization.startswith("none")
+        dtype, _ = choose_dtype(find_device("auto")[0], checkpoint.dtype, quantized=quantized)
+        held = checkpoint.config.parameter_count * dtype.itemsize
+    needed = held + cache_bytes(checkpoint.config, 2048, 16)
     ram = machine.memory()
-    text = f"weights {size(stored)} as stored, {size(needed)} with 2048 tokens of cache"
+    text = f"weights {size(held)} in memory ({size(stored)} stored), {size(needed)} with 2048 tokens of cache"
     if ram is not None and needed > ram[1]:
         yield Finding(
             "fit",
