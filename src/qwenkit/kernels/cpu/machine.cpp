@@ -1,0 +1,175 @@
+#include "machine.h"
+
+#include <immintrin.h>
+#include <sys/mman.h>
+
+#include <atomic>
+#include <chrono>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+
+#include "cpu_features.h"
+#include "thread_pool.h"
+
+namespace qwenkit {
+namespace {
+
+double seconds() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// Sums are kept so that the loops are not optimised away.
+std::atomic<uint64_t> sink{0};
+
+__attribute__((target("avx2"))) uint64_t read_part(const char* p, int64_t bytes) {
+    // Four streams with prefetch: more lines in flight than one stream's.
+    __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
+    const int64_t quarter = bytes / 4 / 64 * 64;
+    const char *q = p + quarter, *r = q + quarter, *s = r + quarter;
+    for (int64_t i = 0; i < quarter; i += 64) {
+        _mm_prefetch(p + i + 2048, _MM_HINT_T0);
+        _mm_prefetch(q + i + 2048, _MM_HINT_T0);
+        _mm_prefetch(r + i + 2048, _MM_HINT_T0);
+        _mm_prefetch(s + i + 2048, _MM_HINT_T0);
+        for (int64_t j = i; j < i + 64; j += 32) {
+            a = _mm256_add_epi64(a, _mm256_loadu_si256((const __m256i*)(p + j)));
+            b = _mm256_add_epi64(b, _mm256_loadu_si256((const __m256i*)(q + j)));
+            c = _mm256_add_epi64(c, _mm256_loadu_si256((const __m256i*)(r + j)));
+            d = _mm256_add_epi64(d, _mm256_loadu_si256((const __m256i*)(s + j)));
+        }
+    }
+    a = _mm256_add_epi64(_mm256_add_epi64(a, b), _mm256_add_epi64(c, d));
+    return uint64_t(_mm256_extract_epi64(a, 0));
+}
+
+__attribute__((target("avx2,fma"))) double fma_avx2(int64_t turns) {
+    __m256 v[10];
+    for (auto& x : v) x = _mm256_set1_ps(1);
+    const __m256 k = _mm256_set1_ps(0.5f);
+    for (int64_t i = 0; i < turns; i++) {
+        for (auto& x : v) x = _mm256_fmadd_ps(x, k, k);
+        __asm__ volatile("" : "+x"(v[0]));
+    }
+    for (int i = 1; i < 10; i++) v[0] = _mm256_add_ps(v[0], v[i]);
+    sink += uint64_t(_mm256_cvtss_f32(v[0]));
+    return double(turns) * 10 * 16;
+}
+
+__attribute__((target("avx512f"))) double fma_avx512(int64_t turns) {
+    __m512 v[10];
+    for (auto& x : v) x = _mm512_set1_ps(1);
+    const __m512 k = _mm512_set1_ps(0.5f);
+    for (int64_t i = 0; i < turns; i++) {
+        for (auto& x : v) x = _mm512_fmadd_ps(x, k, k);
+        __asm__ volatile("" : "+v"(v[0]));
+    }
+    for (int i = 1; i < 10; i++) v[0] = _mm512_add_ps(v[0], v[i]);
+    sink += uint64_t(_mm512_cvtss_f32(v[0]));
+    return double(turns) * 10 * 32;
+}
+
+__attribute__((target("avx512f,avx512vnni"))) double vnni(int64_t turns) {
+    __m512i v[12];
+    for (auto& x : v) x = _mm512_setzero_si512();
+    const __m512i k = _mm512_set1_epi8(1);
+    for (int64_t i = 0; i < turns; i++) {
+        for (auto& x : v) x = _mm512_dpbusd_epi32(x, k, k);
+        __asm__ volatile("" : "+v"(v[0]));
+    }
+    for (int i = 1; i < 12; i++) v[0] = _mm512_add_epi32(v[0], v[i]);
+    sink += uint64_t(_mm512_cvtsi512_si32(v[0]));
+    return double(turns) * 12 * 128;
+}
+
+struct alignas(64) TileShape {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {};
+    uint8_t rows[16] = {};
+};
+
+__attribute__((target("amx-tile,amx-int8,amx-bf16"))) double tiles(int64_t turns, bool int8) {
+    TileShape shape;
+    for (int i = 0; i < 8; i++) {
+        shape.row_bytes[i] = 64;
+        shape.rows[i] = 16;
+    }
+    __asm__ volatile("" ::"r"(&shape) : "memory");  // see tile_config.h
+    _tile_loadconfig(&shape);
+    _tile_zero(4);
+    _tile_zero(5);
+    _tile_zero(6);
+    _tile_zero(7);
+    for (int64_t i = 0; i < turns; i++) {
+        if (int8) {
+            _tile_dpbssd(0, 4, 6);
+            _tile_dpbssd(1, 4, 7);
+            _tile_dpbssd(2, 5, 6);
+            _tile_dpbssd(3, 5, 7);
+        } else {
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_dpbf16ps(1, 4, 7);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+    _tile_release();
+    return double(turns) * 4 * 2 * 16 * 16 * (int8 ? 64 : 32);
+}
+
+}  // namespace
+
+double read_bandwidth(int64_t megabytes) {
+    if (megabytes < 1 || megabytes > 1 << 16) throw std::invalid_argument("read_bandwidth takes 1 to 65536 megabytes.");
+    if (!cpu_features().avx2) throw std::invalid_argument("read_bandwidth needs AVX2.");
+    static std::mutex one_at_a_time;
+    std::lock_guard lock(one_at_a_time);
+    static char* data = nullptr;  // kept: filling it costs more than the measurement
+    static int64_t size = 0;
+    const int64_t bytes = megabytes << 20;
+    if (bytes != size) {
+        if (data) munmap(data, size_t(size));
+        data = nullptr;
+        void* p = mmap(nullptr, size_t(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (p == MAP_FAILED) throw std::bad_alloc();
+        data = static_cast<char*>(p);
+        size = bytes;
+        madvise(data, size_t(size), MADV_HUGEPAGE);
+        for (int64_t i = 0; i < size; i += 64) data[i] = char(i >> 6);
+    }
+    ThreadPool& pool = ThreadPool::shared();
+    const int64_t step = 8 << 20;
+    const double start = seconds();
+    pool.loop((size + step - 1) / step, 1, [&](int64_t a, int64_t b) {
+        const int64_t end = std::min(b * step, size);
+        sink += read_part(data + a * step, end - a * step);
+    });
+    return double(size) / (seconds() - start);
+}
+
+double peak(const std::string& kind) {
+    const CpuFeatures& f = cpu_features();
+    double (*run)(int64_t) = nullptr;
+    if (kind == "int8_amx" && f.amx_permitted) run = [](int64_t n) { return tiles(n, true); };
+    else if (kind == "bf16_amx" && f.amx_permitted) run = [](int64_t n) { return tiles(n, false); };
+    else if (kind == "int8_vnni" && f.avx512) run = vnni;
+    else if (kind == "fma" && f.avx512) run = fma_avx512;
+    else if (kind == "fma" && f.avx2) run = fma_avx2;
+    if (!run)
+        throw std::invalid_argument("No peak '" + kind +
+                                    "' on this machine; kinds are int8_amx, bf16_amx, int8_vnni and fma.");
+    std::atomic<int64_t> operations{0};
+    const double start = seconds();
+    ThreadPool::shared().loop(ThreadPool::threads() * 40, 1,
+                              [&](int64_t a, int64_t b) { operations += int64_t(run((b - a) * 10000)); });
+    return double(operations) / (seconds() - start);
+}
+
+void advise_huge_pages(void* data, int64_t bytes) {
+    constexpr uintptr_t page = 4096;
+    const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
+    const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) / page * page;
+    if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+}
+
+}  // namespace qwenkit
