@@ -19,53 +19,73 @@ void fetch(const AffineJob& job, int64_t row, int64_t group, float* out) {
     for (; k < size; k++) out[k] = first + k < columns ? scalar(x[first + k]) : 0.0f;
 }
 
-template <class T>
+// One group of one row: scale = largest magnitude / 127, codes rounded to nearest.
+template <class T, int SIZE>
+inline void quantize_group(const AffineJob& job, int64_t m, int64_t g, int64_t at, int8_t* out, int64_t step) {
+    constexpr int count = SIZE / lanes, chunk = SIZE < 64 ? SIZE : 64;
+    V v[count];
+    const int64_t first = g * SIZE;
+    if (!job.gather && first + SIZE <= job.layout.columns) {
+        const T* x = static_cast<const T*>(job.x) + m * job.layout.columns + first;
+#pragma GCC unroll 16
+        for (int i = 0; i < count; i++) v[i] = load(x + i * lanes);
+    } else {
+        alignas(64) float values[SIZE];
+        fetch<T>(job, m, g, values);
+#pragma GCC unroll 16
+        for (int i = 0; i < count; i++) v[i] = load(values + i * lanes);
+    }
+    // As integers, magnitudes order like the floats, and a NaN is above them all: it is not lost.
+    I top = izero();
+#pragma GCC unroll 16
+    for (int i = 0; i < count; i++) top = imax_unsigned(top, iand(bits(v[i]), iset(0x7fffffff)));
+    const uint32_t largest = max_unsigned(top);
+    float magnitude;
+    __builtin_memcpy(&magnitude, &largest, 4);
+    const bool finite = largest < 0x7f800000u;
+    const bool some = finite && magnitude >= 127 * 1.17549435e-38f;  // below, the scale would be denormal
+    const float inverse = some ? 127.0f / magnitude : 0.0f;
+    const float scale = some ? magnitude / 127.0f : finite ? 0.0f : __builtin_nanf("");
+    const V by = set(inverse);
+    I total = izero();
+#pragma GCC unroll 16
+    for (int i = 0; i < count; i++) {
+        const I q = to_int(mul(v[i], by));
+        total = iadd(total, q);
+        store_bytes(out + i * lanes / chunk * step + i * lanes % chunk, q);
+    }
+    const int32_t s = isum(total);
+    job.scales[at] = scale;
+    job.sums[at] = s;
+    job.offsets[at] = scale * float(s);
+}
+
+template <class T, int SIZE>
 void quantize_rows(const AffineJob& job, int64_t first_row, int64_t last_row) {
     const AffineLayout& w = job.layout;
-    const int64_t size = w.group, chunk = job.chunk_bytes(), weave = job.interleave;
-    alignas(64) float values[128];
+    const int64_t chunk = job.chunk_bytes(), weave = job.interleave, step = weave == 1 ? chunk : weave * chunk;
     for (int64_t m = first_row; m < last_row; m++) {
-        for (int64_t g = 0; g < w.groups; g++) {
+        // Panels of 32 rows: tiles (column step, half) one after another, a tile row is one chunk.
+        int8_t* out = weave == 1 ? job.codes + m * w.padded_columns()
+                                 : job.codes + m / weave * w.groups * SIZE * weave + m % weave * chunk;
+        for (int64_t g = 0; g < w.groups; g++, out += SIZE * weave) {
             const int64_t at = (m / weave * w.groups + g) * weave + m % weave;
-            int8_t* out;
-            int64_t step;  // from one chunk of the row to the next
-            if (weave == 1) {
-                out = job.codes + m * w.padded_columns() + g * size;
-                step = chunk;
-            } else {
-                out = job.codes + (m / weave * w.groups + g) * size * weave + m % weave / 16 * 16 * chunk + m % 16 * chunk;
-                step = weave * chunk;
-            }
-            if (m >= job.count) {  // padding of the last tile
-                for (int64_t k = 0; k < size; k += chunk, out += step) __builtin_memset(out, 0, size_t(chunk));
+            if (m < job.count) {
+                quantize_group<T, SIZE>(job, m, g, at, out, step);
+            } else {  // padding of the last tile
+                for (int64_t k = 0; k < SIZE; k += chunk) __builtin_memset(out + k / chunk * step, 0, size_t(chunk));
                 job.scales[at] = job.offsets[at] = 0;
                 job.sums[at] = 0;
-                continue;
             }
-            fetch<T>(job, m, g, values);
-            // As integers, magnitudes order like the floats, and a NaN is above them all: it is not lost.
-            I top = izero();
-            for (int64_t k = 0; k < size; k += lanes)
-                top = imax_unsigned(top, iand(bits(load(values + k)), iset(0x7fffffff)));
-            const uint32_t largest = max_unsigned(top);
-            float magnitude;
-            __builtin_memcpy(&magnitude, &largest, 4);
-            const bool finite = largest < 0x7f800000u;
-            const float scale = finite ? magnitude / 127.0f : __builtin_nanf("");
-            const float inverse = finite && scale >= 1.17549435e-38f ? 127.0f / magnitude : 0.0f;
-            I total = izero();
-            for (int64_t c = 0; c < size; c += chunk, out += step)
-                for (int64_t k = 0; k < chunk; k += lanes) {
-                    const I q = to_int(mul(load(values + c + k), set(inverse)));
-                    total = iadd(total, q);
-                    store_bytes(out + k, q);
-                }
-            const int32_t s = isum(total);
-            job.scales[at] = inverse == 0.0f && finite ? 0.0f : scale;
-            job.sums[at] = s;
-            job.offsets[at] = job.scales[at] * float(s);
         }
     }
+}
+
+template <class T>
+void quantize_typed(const AffineJob& job, int64_t first, int64_t last) {
+    if (job.layout.group == 128) quantize_rows<T, 128>(job, first, last);
+    else if (job.layout.group == 64) quantize_rows<T, 64>(job, first, last);
+    else quantize_rows<T, 32>(job, first, last);
 }
 
 template <class T>
@@ -124,9 +144,9 @@ void bf16_rows(const Bf16Job& job, int64_t first_row, int64_t last_row) {
 }  // namespace
 
 void quantize(const AffineJob& job, int64_t first, int64_t last) {
-    if (job.x_type == Dtype::f32) quantize_rows<float>(job, first, last);
-    else if (job.x_type == Dtype::bf16) quantize_rows<bf16>(job, first, last);
-    else quantize_rows<f16>(job, first, last);
+    if (job.x_type == Dtype::f32) quantize_typed<float>(job, first, last);
+    else if (job.x_type == Dtype::bf16) quantize_typed<bf16>(job, first, last);
+    else quantize_typed<f16>(job, first, last);
 }
 
 void widen(const AffineJob& job, int64_t first, int64_t last) {
