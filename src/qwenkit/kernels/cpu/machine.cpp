@@ -3,10 +3,13 @@
 #include <immintrin.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstdlib>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <stdexcept>
 
 #include "cpu_features.h"
@@ -165,11 +168,14 @@ double peak(const std::string& kind) {
     return double(operations) / (seconds() - start);
 }
 
-void advise_huge_pages(void* data, int64_t bytes) {
-    constexpr uintptr_t page = 4096;
-    const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
-    const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) / page * page;
-    if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+void* allocate_stream(int64_t bytes) {
+    // Measured: a weight on 4 KB pages is read a third slower than on 2 MB ones. Whole huge pages only, the
+    // rest of the last one stays on small pages, so that nothing is wasted.
+    constexpr int64_t small = 4096, huge = 2 << 20;
+    void* data = std::aligned_alloc(size_t(bytes < huge ? small : huge), size_t((bytes + small - 1) / small * small));
+    if (!data) throw std::bad_alloc();
+    if (bytes >= huge) madvise(data, size_t(bytes / huge * huge), MADV_HUGEPAGE);  // a hint: refused is fine
+    return data;
 }
 
 }  // namespace qwenkit

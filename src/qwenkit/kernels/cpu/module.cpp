@@ -1,8 +1,11 @@
 // The Python face. Tensors come as addresses: the typed wrapper in native.py checks shapes, types and
 // lifetimes; nothing here is meant to be called directly. No torch linkage; the GIL is released.
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
+
+#include <cstdlib>
 
 #include "cpu_features.h"
 #include "kernels.h"
@@ -103,7 +106,11 @@ NB_MODULE(_cpu, m) {
     m.def("set_affinity", &ThreadPool::set_affinity, Free());
     m.def("read_bandwidth", &read_bandwidth, Free());
     m.def("peak", &peak, Free());
-    m.def("advise_huge_pages", [](Address p, int64_t bytes) { advise_huge_pages(at<void>(p), bytes); });
+    m.def("allocate", [](int64_t bytes) {
+        void* data = allocate_stream(bytes);
+        nb::capsule owner(data, [](void* p) noexcept { std::free(p); });
+        return nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>(data, {size_t(bytes)}, owner);
+    });
     m.def("affine_path", [](int64_t count, bool exact, int x) { return std::string(affine_path(count, exact, Dtype(x))); });
     m.def("bf16_path", [](int64_t count) { return std::string(bf16_path(count)); });
     m.def("bf16_packed_bytes", &bf16_packed_bytes);
