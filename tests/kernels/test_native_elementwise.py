@@ -13,7 +13,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 def close(got: torch.Tensor, want: torch.Tensor) -> bool:
     """Within two roundings to the type (each may fall the other way), or of float32's noise."""
-    bits = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}[want.dtype] * 1.5
+    bits = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}[want.dtype] * 2
     return bool(((got.float() - want.float()).abs() <= bits * want.float().abs() + 1e-6).all())
 
 

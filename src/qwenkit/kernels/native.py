@@ -44,7 +44,7 @@ def extension() -> Any:
     if module is None:
         raise UnsupportedError(
             "The native CPU kernels are not part of this installation.",
-            "Install a C++20 compiler (GCC 11, Clang 12 or newer) and Python's headers, then reinstall qwenkit.",
+            "Install a C++20 compiler (GCC 11, Clang 12 or newer) and Python's headers, then reinstall.",
         )
     return module
 
@@ -437,7 +437,7 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def silu_gate(up: Tensor, gate: Tensor) -> Tensor:
-    """As reference.silu_gate: up * silu(gate), [..., n]; halves of one fused projection are taken in place."""
+    """As reference.silu_gate: up * silu(gate), [..., n]; halves of a fused projection stay in place."""
     if up.shape != gate.shape or up.dtype != gate.dtype:
         raise UnsupportedError(f"up is {tuple(up.shape)} {up.dtype}, gate {tuple(gate.shape)} {gate.dtype}.")
     columns = up.shape[-1]

@@ -40,7 +40,7 @@ class _Packed(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._weight = None
-        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(*args, **kwargs)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:  # to(), half(), share_memory() ...
         self._weight = None
@@ -151,11 +151,12 @@ class PackedLinear(_Packed):
     def extra_repr(self) -> str:
         s = self.shape
         order = ", act-order" if self.gather is not None else ""
-        return f"{s.columns}, {s.rows}, int{s.bits}, groups of {s.group}, zeros={s.zeros}{order}, x as {self.activations}"
+        form = f"int{s.bits}, groups of {s.group}, zeros={s.zeros}{order}"
+        return f"{s.columns}, {s.rows}, {form}, x as {self.activations}"
 
 
 class PackedBf16Linear(_Packed):
-    """y = x w^T + bias, bfloat16 weights packed for the kernels; x is rounded to bfloat16, sums in float32."""
+    """y = x w^T + bias, bfloat16 weights packed for the kernels; x rounded to bfloat16, sums in float32."""
 
     def __init__(self, rows: int, columns: int, packed: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()

@@ -5,8 +5,6 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <cstdlib>
-
 #include "cpu_features.h"
 #include "kernels.h"
 #include "linear.h"
@@ -107,9 +105,9 @@ NB_MODULE(_cpu, m) {
     m.def("read_bandwidth", &read_bandwidth, Free());
     m.def("peak", &peak, Free());
     m.def("allocate", [](int64_t bytes) {
-        void* data = allocate_stream(bytes);
-        nb::capsule owner(data, [](void* p) noexcept { std::free(p); });
-        return nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>(data, {size_t(bytes)}, owner);
+        auto* stream = new Stream(bytes);
+        nb::capsule owner(stream, [](void* p) noexcept { delete static_cast<Stream*>(p); });
+        return nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>(stream->data, {size_t(bytes)}, owner);
     });
     m.def("affine_path", [](int64_t count, bool exact, int x) { return std::string(affine_path(count, exact, Dtype(x))); });
     m.def("bf16_path", [](int64_t count) { return std::string(bf16_path(count)); });
