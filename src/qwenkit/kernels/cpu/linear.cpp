@@ -1,16 +1,13 @@
 #include "linear.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <new>
 #include <stdexcept>
 
 #include "cpu_features.h"
 #include "kernels.h"
+#include "machine.h"
 #include "thread_pool.h"
 
 namespace qwenkit {
@@ -32,27 +29,22 @@ class Workspace {
     void reserve(int64_t bytes) {
         used_ = 0;
         if (bytes <= size_) return;
-        std::free(data_);
+        memory_.reset();
+        size_ = 0;
+        memory_ = std::make_unique<Stream>(round_up(bytes, 1 << 21));
         size_ = round_up(bytes, 1 << 21);
-        data_ = static_cast<char*>(std::aligned_alloc(1 << 21, size_t(size_)));
-        if (!data_) {
-            size_ = 0;
-            throw std::bad_alloc();
-        }
-        madvise(data_, size_t(size_), MADV_HUGEPAGE);  // a hint: refused is fine
     }
     template <class T>
     T* take(int64_t count) {
-        T* p = reinterpret_cast<T*>(data_ + used_);
+        T* p = reinterpret_cast<T*>(static_cast<char*>(memory_->data) + used_);
         used_ += room<T>(count);
         return p;
     }
     template <class T>
     static int64_t room(int64_t count) { return round_up(count * int64_t(sizeof(T)), 64) + 64; }
-    ~Workspace() { std::free(data_); }
 
   private:
-    char* data_ = nullptr;
+    std::unique_ptr<Stream> memory_;
     int64_t size_ = 0, used_ = 0;
 };
 
@@ -89,8 +81,8 @@ void run_affine_chunk(AffineJob& job, bool exact, bool tiles) {
     else if (tiles) job.halves = memory.take<uint16_t>(cells);
     else job.floats = memory.take<float>(cells);
     const auto fill = !exact ? k.quantize : tiles ? k.tile : k.widen;
-    // A batch that fits one tile leaves the panel's second tile alone; the rest of its last tile is zeroed.
-    const int64_t filled = tiles ? round_up(job.count, 16) : job.count;
+    // A batch that fits one tile leaves the panel's second tile alone; what no row fills is zero.
+    const int64_t filled = !tiles ? job.count : job.count <= 16 ? 16 : rows;
     prepare(pool, filled, w.padded_columns(), [&](int64_t a, int64_t b) { fill(job, a, b); });
     if (tiles) {
         const auto run = exact ? amx::affine_exact : amx::affine_int8;
@@ -118,7 +110,7 @@ const Kernels& active_kernels() {
 void run_affine(AffineJob job, bool exact) {
     const bool tiles = affine_tiles(job.count, exact, job.x_type);
     const int64_t row_bytes = job.layout.padded_columns() * (!exact ? 1 : tiles ? 2 : 4);
-    const int64_t most = std::clamp<int64_t>(activation_bytes / row_bytes / 32 * 32, 64, amx::most_count);
+    const int64_t most = std::clamp<int64_t>(activation_bytes / row_bytes / 32 * 32, 128, amx::most_count);
     const auto* x = static_cast<const char*>(job.x);
     auto* y = static_cast<char*>(job.y);
     const int64_t count = job.count;
@@ -136,7 +128,7 @@ void run_bf16(Bf16Job job) {
     Workspace& memory = Workspace::mine();
     const bool tiles = active_isa() == Isa::amx && job.count >= tiles_from_bf16;
     const int64_t padded = job.padded_columns(), blocks = (job.rows + 15) / 16, count = job.count;
-    const int64_t most = std::clamp<int64_t>(activation_bytes / (padded * 2) / 32 * 32, 64, amx::most_count);
+    const int64_t most = std::clamp<int64_t>(activation_bytes / (padded * 2) / 32 * 32, 128, amx::most_count);
     const auto* x = static_cast<const char*>(job.x);
     auto* y = static_cast<char*>(job.y);
     for (int64_t m = 0; m < count; m += most) {
