@@ -133,15 +133,13 @@ def main() -> None:
     print(native.explain())
     print(f"load average before: {os.getloadavg()[0]:.2f} (other work on the machine spoils every number)")
     print(f"read bandwidth {native.read_bandwidth(1024) / 1e9:.1f} GB/s")
-    print(
-        f"{'weights':>7} {'rows':>5} {'x':>5} {'ms/pass':>8} {'tok/s':>8} {'rate':>12} {'share':>6} {'spread':>11}"
-    )
+    print(f"{'weights':>7} {'rows':>5} {'x':>5} {'ms/pass':>8} {'tok/s':>8} {'rate':>12} {'share':>6} spread")
     plan: list[tuple[str, int, Activations, str]] = [
-        *(("int4", rows, "int8", "GB/s") for rows in (1, 2, 4, 8, 16, 32)),  # type: ignore[list-item]
+        *(("int4", rows, "int8", "GB/s") for rows in (1, 2, 4, 8, 16, 32)),
         ("int8", 1, "int8", "GB/s"),
         ("bf16", 1, "int8", "GB/s"),
         ("bf16", 32, "int8", "GB/s"),
-        *(("int4", rows, mode, "TOP/s") for mode in ("int8", "16bit") for rows in (512, 2048)),  # type: ignore[list-item]
+        *(("int4", rows, mode, "TOP/s") for mode in ("int8", "16bit") for rows in (512, 2048)),
         ("int8", 512, "int8", "TOP/s"),
         ("bf16", 512, "int8", "TOP/s"),
     ]

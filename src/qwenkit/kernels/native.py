@@ -442,27 +442,31 @@ def silu_gate(up: Tensor, gate: Tensor) -> Tensor:
         raise UnsupportedError(f"up is {tuple(up.shape)} {up.dtype}, gate {tuple(gate.shape)} {gate.dtype}.")
     columns = up.shape[-1]
     rows = up.numel() // max(columns, 1)
-    steps = []
-    parts = []
-    for part, name in ((up, "up"), (gate, "gate")):
-        step = part.stride(-2) if part.dim() > 1 else columns
-        whole = part.stride(-1) == 1 and all(
-            part.stride(i) == part.stride(i + 1) * part.shape[i + 1] for i in range(part.dim() - 2)
-        )
-        if not whole or part.device.type != "cpu" or part.dtype not in TYPES:
-            part, step = _require(part, name), columns
-        parts.append(part)
-        steps.append(step)
+    up, up_row = _rows_in_place(up, columns, "up")
+    gate, gate_row = _rows_in_place(gate, columns, "gate")
     y = torch.empty(up.shape, dtype=up.dtype)
     extension().gate(
-        parts[0].data_ptr(),
-        parts[1].data_ptr(),
+        up.data_ptr(),
+        gate.data_ptr(),
         y.data_ptr(),
         rows,
         columns,
-        steps[0],
-        steps[1],
+        up_row,
+        gate_row,
         columns,
         TYPES[up.dtype],
     )
     return y
+
+
+def _rows_in_place(x: Tensor, columns: int, what: str) -> tuple[Tensor, int]:
+    """x and its row step: x itself where its rows are evenly spaced, else a contiguous copy."""
+    if x.device.type == "cpu" and x.dtype in TYPES:
+        if x.is_contiguous():
+            return x, columns
+        strides = x.stride()
+        if strides[-1] == 1 and all(
+            strides[i] == strides[i + 1] * x.shape[i + 1] for i in range(x.dim() - 2)
+        ):
+            return x, strides[-2]
+    return _require(x, what), columns

@@ -61,9 +61,10 @@ void write_panel(const AffineJob& job, const Scratch& s, int64_t panel, int64_t 
         write_outputs(s.total + m * 32, job.bias, job.y, job.y_type, m, job.layout.rows, column);
 }
 
-void fetch_panel(const AffineJob& job, int64_t panel, int64_t column) {
+// The lines they go to, a few with each group: all at once would wait for memory.
+inline void fetch_rows(const AffineJob& job, int64_t first, int64_t last, int64_t column) {
     const int64_t size = size_of(job.y_type);
-    for (int64_t m = panel * 32; m < job.count && m < panel * 32 + 32; m++)
+    for (int64_t m = first; m < job.count && m < last; m++)
         __builtin_prefetch(static_cast<char*>(job.y) + (m * job.layout.rows + column) * size, 1);
 }
 
@@ -173,7 +174,6 @@ void multiply(const Chunk& c, Scratch* s) {
     for (int64_t panel = 0; panel < c.panels; panel++) {
         const int8_t* x = c.x + panel * c.x_panel;
         const int64_t at = panel * groups_all * 32;
-        if (c.out) fetch_panel(*c.out, panel, c.out_column);
         for (int64_t g = 0; g < groups; g++, turn++, x += x_group) {
             for (int64_t i = 0; i < ahead_bytes; i += 64) {
                 _mm_prefetch(reinterpret_cast<const char*>(ahead0 + i), _MM_HINT_T1);
@@ -181,6 +181,8 @@ void multiply(const Chunk& c, Scratch* s) {
             }
             ahead0 += ahead_bytes;
             ahead1 += ahead_bytes;
+            if (c.out)
+                fetch_rows(*c.out, panel * 32 + 32 * g / groups, panel * 32 + 32 * (g + 1) / groups, c.out_column);
             next.x_scale = c.x_scale + at + g * 32;
             next.x_offset = c.x_offset + at + g * 32;
             next.x_sum = c.x_sum + at + g * 32;

@@ -19,20 +19,20 @@ inline V zero() { return _mm512_setzero_ps(); }
 inline V set(float x) { return _mm512_set1_ps(x); }
 inline V load(const float* p) { return _mm512_loadu_ps(p); }
 inline void store(float* p, V v) { _mm512_storeu_ps(p, v); }
-inline V load(const f16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
-inline void store(f16* p, V v) {
-    _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-}
+inline V from_half(__m256i h) { return _mm512_cvtph_ps(h); }
+inline __m256i to_half(V v) { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline V load(const f16* p) { return from_half(_mm256_loadu_si256((const __m256i*)p)); }
+inline void store(f16* p, V v) { _mm256_storeu_si256((__m256i*)p, to_half(v)); }
 inline V load(const bf16* p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
 }
-inline __m256i to_bf16(V v) {  // round to nearest even; a NaN stays one
+inline I nearest_bf16(V v) {  // in the upper half of each lane: round to nearest even; a NaN stays one
     const I u = _mm512_castps_si512(v);
     const I odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
     const I up = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    const I r = _mm512_mask_mov_epi32(up, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc00000));
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(r, 16));
+    return _mm512_mask_mov_epi32(up, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc00000));
 }
+inline __m256i to_bf16(V v) { return _mm512_cvtepi32_epi16(_mm512_srli_epi32(nearest_bf16(v), 16)); }
 inline void store(bf16* p, V v) { _mm256_storeu_si256((__m256i*)p, to_bf16(v)); }
 inline V add(V a, V b) { return _mm512_add_ps(a, b); }
 inline V sub(V a, V b) { return _mm512_sub_ps(a, b); }
@@ -81,19 +81,22 @@ inline V zero() { return _mm256_setzero_ps(); }
 inline V set(float x) { return _mm256_set1_ps(x); }
 inline V load(const float* p) { return _mm256_loadu_ps(p); }
 inline void store(float* p, V v) { _mm256_storeu_ps(p, v); }
-inline V load(const f16* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
-inline void store(f16* p, V v) {
-    _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-}
+inline V from_half(__m128i h) { return _mm256_cvtph_ps(h); }
+inline __m128i to_half(V v) { return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline V load(const f16* p) { return from_half(_mm_loadu_si128((const __m128i*)p)); }
+inline void store(f16* p, V v) { _mm_storeu_si128((__m128i*)p, to_half(v)); }
 inline V load(const bf16* p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
 }
-inline __m128i to_bf16(V v) {  // round to nearest even; a NaN stays one
+inline I nearest_bf16(V v) {  // in the upper half of each lane: round to nearest even; a NaN stays one
     const I u = _mm256_castps_si256(v);
     const I odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
     const I up = _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
     const I nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
-    const I r = _mm256_srli_epi32(_mm256_blendv_epi8(up, _mm256_set1_epi32(0x7fc00000), nan), 16);
+    return _mm256_blendv_epi8(up, _mm256_set1_epi32(0x7fc00000), nan);
+}
+inline __m128i to_bf16(V v) {
+    const I r = _mm256_srli_epi32(nearest_bf16(v), 16);
     const I packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(r, r), 0x08);
     return _mm256_castsi256_si128(packed);
 }
@@ -181,8 +184,8 @@ template <class T> inline void store_part(T* p, V v, int64_t n) {
     for (int64_t i = 0; i < n; i++) p[i] = full[i];
 }
 inline V rounded(V v, const float*) { return v; }
-inline V rounded(V v, const bf16*) { bf16 t[lanes]; store(t, v); return load(t); }
-inline V rounded(V v, const f16*) { f16 t[lanes]; store(t, v); return load(t); }
+inline V rounded(V v, const f16*) { return from_half(to_half(v)); }
+inline V rounded(V v, const bf16*) { return floats(iand(nearest_bf16(v), iset(int(0xffff0000)))); }
 
 // e^x by 2^n e^r, |r| <= ln(2)/2, degree-6 polynomial (relative error below 2e-7). Clamped to float's range.
 inline V exp(V x) {

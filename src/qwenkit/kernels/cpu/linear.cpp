@@ -17,7 +17,7 @@ namespace {
 constexpr int64_t tiles_from_int8 = 7;
 constexpr int64_t tiles_from_bf16 = 1;
 constexpr int64_t step_bytes = 96 * 1024;       // of weights a thread takes at a time
-constexpr int64_t activation_bytes = 1 << 20;   // of x kept in L2 while the weights pass
+constexpr int64_t activation_bytes = 3 << 18;   // of x kept in L2 while the weights pass
 
 // Scratch of the calling thread, kept between calls.
 class Workspace {

@@ -46,42 +46,33 @@ __attribute__((target("avx2"))) uint64_t read_part(const char* p, int64_t bytes)
     return uint64_t(_mm256_extract_epi64(a, 0));
 }
 
+// Twelve independent chains of one instruction, written out: a compiler may keep an array in memory.
+// All registers are zero.
+#define QWENKIT_CHAINS(OP, R)                                                                             \
+    OP " %%" R "12, %%" R "12, %%" R "0\n" OP " %%" R "12, %%" R "12, %%" R "1\n"                         \
+    OP " %%" R "12, %%" R "12, %%" R "2\n" OP " %%" R "12, %%" R "12, %%" R "3\n"                         \
+    OP " %%" R "12, %%" R "12, %%" R "4\n" OP " %%" R "12, %%" R "12, %%" R "5\n"                         \
+    OP " %%" R "12, %%" R "12, %%" R "6\n" OP " %%" R "12, %%" R "12, %%" R "7\n"                         \
+    OP " %%" R "12, %%" R "12, %%" R "8\n" OP " %%" R "12, %%" R "12, %%" R "9\n"                         \
+    OP " %%" R "12, %%" R "12, %%" R "10\n" OP " %%" R "12, %%" R "12, %%" R "11\n"
+#define QWENKIT_CLOBBERS                                                                                    \
+    "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12"
+
 __attribute__((target("avx2,fma"))) double fma_avx2(int64_t turns) {
-    __m256 v[10];
-    for (auto& x : v) x = _mm256_set1_ps(1);
-    const __m256 k = _mm256_set1_ps(0.5f);
-    for (int64_t i = 0; i < turns; i++) {
-        for (auto& x : v) x = _mm256_fmadd_ps(x, k, k);
-        __asm__ volatile("" : "+x"(v[0]));
-    }
-    for (int i = 1; i < 10; i++) v[0] = _mm256_add_ps(v[0], v[i]);
-    sink += uint64_t(_mm256_cvtss_f32(v[0]));
-    return double(turns) * 10 * 16;
+    __asm__ volatile("vzeroall" ::: QWENKIT_CLOBBERS, "xmm13", "xmm14", "xmm15");
+    for (int64_t i = 0; i < turns; i++) __asm__ volatile(QWENKIT_CHAINS("vfmadd231ps", "ymm")::: QWENKIT_CLOBBERS);
+    return double(turns) * 12 * 16;
 }
 
 __attribute__((target("avx512f"))) double fma_avx512(int64_t turns) {
-    __m512 v[10];
-    for (auto& x : v) x = _mm512_set1_ps(1);
-    const __m512 k = _mm512_set1_ps(0.5f);
-    for (int64_t i = 0; i < turns; i++) {
-        for (auto& x : v) x = _mm512_fmadd_ps(x, k, k);
-        __asm__ volatile("" : "+v"(v[0]));
-    }
-    for (int i = 1; i < 10; i++) v[0] = _mm512_add_ps(v[0], v[i]);
-    sink += uint64_t(_mm512_cvtss_f32(v[0]));
-    return double(turns) * 10 * 32;
+    __asm__ volatile("vzeroall" ::: QWENKIT_CLOBBERS, "xmm13", "xmm14", "xmm15");
+    for (int64_t i = 0; i < turns; i++) __asm__ volatile(QWENKIT_CHAINS("vfmadd231ps", "zmm")::: QWENKIT_CLOBBERS);
+    return double(turns) * 12 * 32;
 }
 
 __attribute__((target("avx512f,avx512vnni"))) double vnni(int64_t turns) {
-    __m512i v[12];
-    for (auto& x : v) x = _mm512_setzero_si512();
-    const __m512i k = _mm512_set1_epi8(1);
-    for (int64_t i = 0; i < turns; i++) {
-        for (auto& x : v) x = _mm512_dpbusd_epi32(x, k, k);
-        __asm__ volatile("" : "+v"(v[0]));
-    }
-    for (int i = 1; i < 12; i++) v[0] = _mm512_add_epi32(v[0], v[i]);
-    sink += uint64_t(_mm512_cvtsi512_si32(v[0]));
+    __asm__ volatile("vzeroall" ::: QWENKIT_CLOBBERS, "xmm13", "xmm14", "xmm15");
+    for (int64_t i = 0; i < turns; i++) __asm__ volatile(QWENKIT_CHAINS("vpdpbusd", "zmm")::: QWENKIT_CLOBBERS);
     return double(turns) * 12 * 128;
 }
 
