@@ -1,0 +1,33 @@
+// SwiGLU's product: up * silu(gate). silu is rounded to the type before the product, as two operations do.
+#include "kernels.h"
+#include "lanes.h"
+
+namespace qwenkit::QWENKIT_LANES {
+namespace {
+
+inline V silu(V x) { return div(x, add(set(1.0f), exp(sub(zero(), x)))); }
+
+template <class T>
+void rows(const GateJob& job, int64_t first_row, int64_t last_row) {
+    const int64_t n = job.columns, whole = n / lanes * lanes, left = n - whole;
+    for (int64_t row = first_row; row < last_row; row++) {
+        const T* up = static_cast<const T*>(job.up) + row * job.up_row;
+        const T* gate = static_cast<const T*>(job.gate) + row * job.gate_row;
+        T* y = static_cast<T*>(job.y) + row * job.y_row;
+        for (int64_t i = 0; i < whole; i += lanes)
+            store(y + i, mul(load(up + i), rounded(silu(load(gate + i)), up)));
+        if (left)
+            store_part(y + whole, mul(load_part(up + whole, left), rounded(silu(load_part(gate + whole, left)), up)),
+                       left);
+    }
+}
+
+}  // namespace
+
+void gate(const GateJob& job, int64_t first, int64_t last) {
+    if (job.type == Dtype::f32) rows<float>(job, first, last);
+    else if (job.type == Dtype::bf16) rows<bf16>(job, first, last);
+    else rows<f16>(job, first, last);
+}
+
+}  // namespace qwenkit::QWENKIT_LANES

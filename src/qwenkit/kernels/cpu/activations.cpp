@@ -1,0 +1,170 @@
+// Activations as the linear kernels want them: int8 with a scale per group, float, or bf16.
+#include "kernels.h"
+#include "lanes.h"
+
+namespace qwenkit::QWENKIT_LANES {
+namespace {
+
+template <class T>
+void fetch(const AffineJob& job, int64_t row, int64_t group, float* out) {
+    const int64_t size = job.layout.group, columns = job.layout.columns, first = group * size;
+    const T* x = static_cast<const T*>(job.x) + row * columns;
+    if (job.gather) {
+        const int32_t* from = job.gather + first;
+        for (int64_t k = 0; k < size; k++) out[k] = from[k] < 0 ? 0.0f : scalar(x[from[k]]);
+        return;
+    }
+    int64_t k = 0;
+    for (; k + lanes <= size && first + k + lanes <= columns; k += lanes) store(out + k, load(x + first + k));
+    for (; k < size; k++) out[k] = first + k < columns ? scalar(x[first + k]) : 0.0f;
+}
+
+// One group of one row: scale = largest magnitude / 127, codes rounded to nearest.
+template <class T, int SIZE>
+inline void quantize_group(const AffineJob& job, int64_t m, int64_t g, int64_t at, int8_t* out, int64_t step) {
+    constexpr int count = SIZE / lanes, chunk = SIZE < 64 ? SIZE : 64;
+    V v[count];
+    const int64_t first = g * SIZE;
+    if (!job.gather && first + SIZE <= job.layout.columns) {
+        const T* x = static_cast<const T*>(job.x) + m * job.layout.columns + first;
+#pragma GCC unroll 16
+        for (int i = 0; i < count; i++) v[i] = load(x + i * lanes);
+    } else {
+        alignas(64) float values[SIZE];
+        fetch<T>(job, m, g, values);
+#pragma GCC unroll 16
+        for (int i = 0; i < count; i++) v[i] = load(values + i * lanes);
+    }
+    // As integers, magnitudes order like the floats, and a NaN is above them all: it is not lost.
+    I top = izero();
+#pragma GCC unroll 16
+    for (int i = 0; i < count; i++) top = imax_unsigned(top, iand(bits(v[i]), iset(0x7fffffff)));
+    const uint32_t largest = max_unsigned(top);
+    float magnitude;
+    __builtin_memcpy(&magnitude, &largest, 4);
+    const bool finite = largest < 0x7f800000u;
+    const bool some = finite && magnitude >= 127 * 1.17549435e-38f;  // below, the scale would be denormal
+    const float inverse = some ? 127.0f / magnitude : 0.0f;
+    const float scale = some ? magnitude / 127.0f : finite ? 0.0f : __builtin_nanf("");
+    const V by = set(inverse);
+    I total = izero();
+#pragma GCC unroll 16
+    for (int i = 0; i < count; i++) {
+        const I q = to_int(mul(v[i], by));
+        total = iadd(total, q);
+        store_bytes(out + i * lanes / chunk * step + i * lanes % chunk, q);
+    }
+    const int32_t s = isum(total);
+    job.scales[at] = scale;
+    job.sums[at] = s;
+    job.offsets[at] = scale * float(s);
+}
+
+template <class T, int SIZE>
+void quantize_rows(const AffineJob& job, int64_t first_row, int64_t last_row) {
+    const AffineLayout& w = job.layout;
+    const int64_t chunk = job.chunk_bytes(), weave = job.interleave, step = weave == 1 ? chunk : weave * chunk;
+    for (int64_t m = first_row; m < last_row; m++) {
+        // Panels of 32 rows: tiles (column step, half) one after another, a tile row is one chunk.
+        int8_t* out = weave == 1 ? job.codes + m * w.padded_columns()
+                                 : job.codes + m / weave * w.groups * SIZE * weave + m % weave * chunk;
+        for (int64_t g = 0; g < w.groups; g++, out += SIZE * weave) {
+            const int64_t at = (m / weave * w.groups + g) * weave + m % weave;
+            if (m < job.count) {
+                quantize_group<T, SIZE>(job, m, g, at, out, step);
+            } else {  // padding of the last tile
+                for (int64_t k = 0; k < SIZE; k += chunk) __builtin_memset(out + k / chunk * step, 0, size_t(chunk));
+                job.scales[at] = job.offsets[at] = 0;
+                job.sums[at] = 0;
+            }
+        }
+    }
+}
+
+template <class T>
+void quantize_typed(const AffineJob& job, int64_t first, int64_t last) {
+    if (job.layout.group == 128) quantize_rows<T, 128>(job, first, last);
+    else if (job.layout.group == 64) quantize_rows<T, 64>(job, first, last);
+    else quantize_rows<T, 32>(job, first, last);
+}
+
+template <class T>
+void widen_rows(const AffineJob& job, int64_t first_row, int64_t last_row) {
+    const AffineLayout& w = job.layout;
+    for (int64_t m = first_row; m < last_row; m++)
+        for (int64_t g = 0; g < w.groups; g++) {
+            float* out = job.floats + m * w.padded_columns() + g * w.group;
+            fetch<T>(job, m, g, out);
+            V total = zero();
+            for (int64_t k = 0; k < w.group; k += lanes) total = add(total, load(out + k));
+            job.offsets[m * w.groups + g] = sum(total);
+        }
+}
+
+// bf16 tiles of 16 rows by 32 columns in panels of 32 rows, and the sum of each group as the tiles see it.
+template <class T>
+void tile_rows(const AffineJob& job, int64_t first_row, int64_t last_row) {
+    const AffineLayout& w = job.layout;
+    alignas(64) float values[128] = {};
+    for (int64_t m = first_row; m < last_row; m++)
+        for (int64_t g = 0; g < w.groups; g++) {
+            if (m < job.count) fetch<T>(job, m, g, values);
+            uint16_t* out = job.halves + (m / 32 * w.groups + g) * w.group * 32 + m % 32 / 16 * 512 + m % 16 * 32;
+            V total = zero();
+            for (int64_t k = 0; k < w.group; k += 32, out += 1024)
+                for (int64_t i = 0; i < 32; i += lanes) {
+                    bf16* to = reinterpret_cast<bf16*>(out + i);
+                    store(to, load(values + k + i));
+                    total = add(total, load(to));
+                }
+            job.offsets[(m / 32 * w.groups + g) * 32 + m % 32] = sum(total);
+        }
+}
+
+template <class T>
+void bf16_rows(const Bf16Job& job, int64_t first_row, int64_t last_row) {
+    const int64_t padded = job.padded_columns();
+    for (int64_t m = first_row; m < last_row; m++) {
+        // Panels of 32 rows: tiles (column step, half) one after another, a tile row is 32 columns.
+        uint16_t* out = job.interleave == 1 ? job.halves + m * padded
+                                            : job.halves + m / 32 * 32 * padded + m % 32 / 16 * 512 + m % 16 * 32;
+        const int64_t step = job.interleave == 1 ? 32 : 1024;
+        const T* x = static_cast<const T*>(job.x) + m * job.columns;
+        for (int64_t k = 0; k < padded; k += 32, out += step) {
+            for (int64_t i = 0; i < 32; i += lanes) {
+                V v = zero();
+                if (m < job.count && k + i + lanes <= job.columns) v = load(x + k + i);
+                else if (m < job.count && k + i < job.columns) v = load_part(x + k + i, job.columns - k - i);
+                store(reinterpret_cast<bf16*>(out + i), v);
+            }
+        }
+    }
+}
+
+}  // namespace
+
+void quantize(const AffineJob& job, int64_t first, int64_t last) {
+    if (job.x_type == Dtype::f32) quantize_typed<float>(job, first, last);
+    else if (job.x_type == Dtype::bf16) quantize_typed<bf16>(job, first, last);
+    else quantize_typed<f16>(job, first, last);
+}
+
+void widen(const AffineJob& job, int64_t first, int64_t last) {
+    if (job.x_type == Dtype::f32) widen_rows<float>(job, first, last);
+    else if (job.x_type == Dtype::bf16) widen_rows<bf16>(job, first, last);
+    else widen_rows<f16>(job, first, last);
+}
+
+void tile(const AffineJob& job, int64_t first, int64_t last) {
+    if (job.x_type == Dtype::f32) tile_rows<float>(job, first, last);
+    else if (job.x_type == Dtype::bf16) tile_rows<bf16>(job, first, last);
+    else tile_rows<f16>(job, first, last);
+}
+
+void bf16_pack_x(const Bf16Job& job, int64_t first, int64_t last) {
+    if (job.x_type == Dtype::f32) bf16_rows<float>(job, first, last);
+    else if (job.x_type == Dtype::bf16) bf16_rows<bf16>(job, first, last);
+    else bf16_rows<f16>(job, first, last);
+}
+
+}  // namespace qwenkit::QWENKIT_LANES

@@ -1,0 +1,9 @@
+// The table of one vector instruction set.
+#include "kernels.h"
+
+namespace qwenkit::QWENKIT_LANES {
+
+const Kernels kernels{quantize, widen,     tile, affine_int8, affine_exact,
+                      bf16_pack_x, bf16_rows, norm, rope,        gate};
+
+}  // namespace qwenkit::QWENKIT_LANES

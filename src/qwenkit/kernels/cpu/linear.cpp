@@ -1,0 +1,190 @@
+#include "linear.h"
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+
+#include "cpu_features.h"
+#include "kernels.h"
+#include "machine.h"
+#include "thread_pool.h"
+
+namespace qwenkit {
+namespace {
+
+// Rows of x from which tiles beat vectors, measured on a Sapphire Rapids core (bench/kernels.py).
+constexpr int64_t tiles_from_int8 = 7;
+constexpr int64_t tiles_from_bf16 = 1;
+constexpr int64_t step_bytes = 96 * 1024;       // of weights a thread takes at a time
+constexpr int64_t activation_bytes = 3 << 18;   // of x kept in L2 while the weights pass
+
+// Scratch of the calling thread, kept between calls.
+class Workspace {
+  public:
+    static Workspace& mine() {
+        static thread_local Workspace w;
+        return w;
+    }
+    void reserve(int64_t bytes) {
+        used_ = 0;
+        if (bytes <= size_) return;
+        memory_.reset();
+        size_ = 0;
+        memory_ = std::make_unique<Stream>(round_up(bytes, 1 << 21));
+        size_ = round_up(bytes, 1 << 21);
+    }
+    template <class T>
+    T* take(int64_t count) {
+        T* p = reinterpret_cast<T*>(static_cast<char*>(memory_->data) + used_);
+        used_ += room<T>(count);
+        return p;
+    }
+    template <class T>
+    static int64_t room(int64_t count) { return round_up(count * int64_t(sizeof(T)), 64) + 64; }
+
+  private:
+    std::unique_ptr<Stream> memory_;
+    int64_t size_ = 0, used_ = 0;
+};
+
+int64_t grain(int64_t count, int64_t bytes_each) {
+    const int64_t by_size = std::max<int64_t>(1, step_bytes / std::max<int64_t>(1, bytes_each));
+    return std::max<int64_t>(1, std::min(by_size, count / (4 * ThreadPool::threads())));
+}
+
+// Few rows are prepared on the spot: waking others costs more.
+template <class Body>
+void prepare(ThreadPool& pool, int64_t rows, int64_t columns, Body&& body) {
+    if (rows * columns < 32 * 1024) body(0, rows);
+    else pool.loop(rows, 4, body);
+}
+
+bool affine_tiles(int64_t count, bool exact, Dtype x) {
+    if (active_isa() != Isa::amx) return false;
+    return exact ? x != Dtype::f32 : count >= tiles_from_int8;
+}
+
+void run_affine_chunk(AffineJob& job, bool exact, bool tiles) {
+    const Kernels& k = active_kernels();
+    ThreadPool& pool = ThreadPool::shared();
+    Workspace& memory = Workspace::mine();
+    const AffineLayout& w = job.layout;
+    const int64_t rows = tiles ? round_up(job.count, 32) : job.count;
+    const int64_t cells = rows * w.padded_columns(), groups = rows * w.groups;
+    job.interleave = tiles ? 32 : 1;
+    memory.reserve(Workspace::room<float>(cells) + 3 * Workspace::room<float>(groups));
+    job.scales = memory.take<float>(groups);
+    job.offsets = memory.take<float>(groups);
+    job.sums = memory.take<int32_t>(groups);
+    if (!exact) job.codes = memory.take<int8_t>(cells);
+    else if (tiles) job.halves = memory.take<uint16_t>(cells);
+    else job.floats = memory.take<float>(cells);
+    const auto fill = !exact ? k.quantize : tiles ? k.tile : k.widen;
+    // A batch that fits one tile leaves the panel's second tile alone; what no row fills is zero.
+    const int64_t filled = !tiles ? job.count : job.count <= 16 ? 16 : rows;
+    prepare(pool, filled, w.padded_columns(), [&](int64_t a, int64_t b) { fill(job, a, b); });
+    if (tiles) {
+        const auto run = exact ? amx::affine_exact : amx::affine_int8;
+        const int64_t panels = (w.blocks + 1) / 2;
+        pool.loop(panels, grain(panels, 2 * w.block_bytes * std::max<int64_t>(1, job.count / 32)),
+                  [&](int64_t a, int64_t b) { run(job, a, b); });
+    } else {
+        const auto run = exact ? k.affine_exact : k.affine_int8;
+        pool.loop(w.blocks, grain(w.blocks, w.block_bytes * std::max<int64_t>(1, job.count / 8)),
+                  [&](int64_t a, int64_t b) { run(job, a, b); });
+    }
+}
+
+}  // namespace
+
+const Kernels& active_kernels() {
+    switch (active_isa()) {
+        case Isa::avx2: return avx2::kernels;
+        case Isa::avx512:
+        case Isa::amx: return avx512::kernels;
+        default: throw std::runtime_error("The native kernels are switched off (instruction set 'reference').");
+    }
+}
+
+void run_affine(AffineJob job, bool exact) {
+    const bool tiles = affine_tiles(job.count, exact, job.x_type);
+    const int64_t row_bytes = job.layout.padded_columns() * (!exact ? 1 : tiles ? 2 : 4);
+    const int64_t most = std::clamp<int64_t>(activation_bytes / row_bytes / 32 * 32, 128, amx::most_count);
+    const auto* x = static_cast<const char*>(job.x);
+    auto* y = static_cast<char*>(job.y);
+    const int64_t count = job.count;
+    for (int64_t m = 0; m < count; m += most) {
+        job.count = std::min(most, count - m);
+        job.x = x + m * job.layout.columns * size_of(job.x_type);
+        job.y = y + m * job.layout.rows * size_of(job.y_type);
+        run_affine_chunk(job, exact, tiles);
+    }
+}
+
+void run_bf16(Bf16Job job) {
+    const Kernels& k = active_kernels();
+    ThreadPool& pool = ThreadPool::shared();
+    Workspace& memory = Workspace::mine();
+    const bool tiles = active_isa() == Isa::amx && job.count >= tiles_from_bf16;
+    const int64_t padded = job.padded_columns(), blocks = (job.rows + 15) / 16, count = job.count;
+    const int64_t most = std::clamp<int64_t>(activation_bytes / (padded * 2) / 32 * 32, 128, amx::most_count);
+    const auto* x = static_cast<const char*>(job.x);
+    auto* y = static_cast<char*>(job.y);
+    for (int64_t m = 0; m < count; m += most) {
+        job.count = std::min(most, count - m);
+        job.x = x + m * job.columns * size_of(job.x_type);
+        job.y = y + m * job.rows * size_of(job.y_type);
+        job.interleave = tiles ? 32 : 1;
+        memory.reserve(Workspace::room<uint16_t>(round_up(job.count, 32) * padded));
+        job.halves = memory.take<uint16_t>(round_up(job.count, 32) * padded);
+        prepare(pool, tiles ? round_up(job.count, 16) : job.count, padded,
+                [&](int64_t a, int64_t b) { k.bf16_pack_x(job, a, b); });
+        if (tiles) {
+            const int64_t panels = (blocks + 1) / 2;
+            pool.loop(panels, grain(panels, 64 * padded * std::max<int64_t>(1, job.count / 32)),
+                      [&](int64_t a, int64_t b) { amx::bf16_linear(job, a, b); });
+        } else {
+            pool.loop(blocks, grain(blocks, 32 * padded * std::max<int64_t>(1, job.count / 8)),
+                      [&](int64_t a, int64_t b) { k.bf16_rows(job, a, b); });
+        }
+    }
+}
+
+void run_pack_affine(const AffinePackJob& job) {
+    ThreadPool::shared().loop(job.layout.blocks, 4, [&](int64_t a, int64_t b) { pack_affine(job, a, b); });
+}
+
+void pack_bf16(const uint16_t* weight, int64_t rows, int64_t columns, uint16_t* packed, int64_t first, int64_t last) {
+    const int64_t padded = round_up(columns, 32);
+    for (int64_t b = first; b < last; b++) {
+        uint16_t* out = packed + b * padded * 16;
+        std::memset(out, 0, size_t(padded) * 32);
+        for (int64_t r = 0; r < 16 && b * 16 + r < rows; r++) {
+            const uint16_t* w = weight + (b * 16 + r) * columns;
+            for (int64_t k = 0; k < columns; k++) out[k / 2 * 32 + r * 2 + k % 2] = w[k];
+        }
+    }
+}
+
+void run_pack_bf16(const uint16_t* weight, int64_t rows, int64_t columns, uint16_t* packed) {
+    ThreadPool::shared().loop((rows + 15) / 16, 8,
+                              [&](int64_t a, int64_t b) { pack_bf16(weight, rows, columns, packed, a, b); });
+}
+
+const char* affine_path(int64_t count, bool exact, Dtype x) {
+    const Isa isa = active_isa();
+    if (isa == Isa::reference) return "reference (torch)";
+    if (affine_tiles(count, exact, x)) return exact ? "AMX bf16 tiles" : "AMX int8 tiles";
+    if (exact) return isa == Isa::avx2 ? "AVX2 float" : "AVX-512 float";
+    return isa == Isa::avx2 ? "AVX2 int8" : "AVX-512 VNNI int8";
+}
+
+const char* bf16_path(int64_t count) {
+    const Isa isa = active_isa();
+    if (isa == Isa::reference) return "reference (torch)";
+    if (isa == Isa::amx && count >= tiles_from_bf16) return "AMX bf16 tiles";
+    return isa == Isa::avx2 ? "AVX2 float" : "AVX-512 float";
+}
+
+}  // namespace qwenkit

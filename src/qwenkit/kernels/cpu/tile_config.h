@@ -1,0 +1,82 @@
+// The shape of the AMX tiles, in force while an object lives, and how panels of results are written.
+#pragma once
+#include <immintrin.h>
+
+#include "dtype.h"
+#include "lanes.h"
+
+namespace qwenkit::amx {
+
+// Tiles 0-3 are sums, 4 and 5 hold rows of x, 6 and 7 columns of the weight.
+class TileConfig {
+  public:
+    TileConfig(int x_rows, int row_bytes) {
+        struct alignas(64) {
+            uint8_t palette = 1, start_row = 0, reserved[14] = {};
+            uint16_t row_bytes[16] = {};
+            uint8_t rows[16] = {};
+        } shape;
+        for (int i = 0; i < 8; i++) {
+            shape.row_bytes[i] = uint16_t(i == 4 || i == 5 ? row_bytes : 64);
+            shape.rows[i] = uint8_t(i >= 6 ? row_bytes / 4 : x_rows);
+        }
+        // GCC 12 believes only the first 8 bytes are read and drops the other stores; without this barrier
+        // the configuration is garbage and the process dies at the first tile instruction.
+        __asm__ volatile("" ::"r"(&shape) : "memory");
+        _tile_loadconfig(&shape);
+    }
+    ~TileConfig() { _tile_release(); }
+    TileConfig(const TileConfig&) = delete;
+    TileConfig& operator=(const TileConfig&) = delete;
+};
+
+template <class T>
+inline void write_row(const float* sums, const float* bias, T* y, int64_t left) {
+    using namespace QWENKIT_LANES;
+    for (int64_t n = 0; n < 32 && n < left; n += 16) {
+        V v = load(sums + n);
+        if (left - n >= 16) {
+            if (bias) v = add(v, load(bias + n));
+            store(y + n, v);
+        } else {
+            if (bias) v = add(v, load_part(bias + n, left - n));
+            store_part(y + n, v, left - n);
+        }
+    }
+}
+
+// 32 sums to bf16 in one line: as lanes.h rounds, but the NaN test is a branch that is never taken.
+inline void write_whole_row(const float* sums, const float* bias, bf16* y) {
+    using namespace QWENKIT_LANES;
+    V a = load(sums), b = load(sums + 16);
+    if (bias) {
+        a = add(a, load(bias));
+        b = add(b, load(bias + 16));
+    }
+    if (__builtin_expect(_mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q) | _mm512_cmp_ps_mask(b, b, _CMP_UNORD_Q), 0)) {
+        store(y, a);
+        store(y + 16, b);
+        return;
+    }
+    auto rounded_up = [](V v) {
+        const I u = bits(v);
+        return iadd(iadd(u, iset(0x7fff)), iand(right<16>(u), iset(1)));
+    };
+    alignas(64) static constexpr uint16_t high_words[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
+                                                            23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
+                                                            45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+    istore(y, _mm512_permutex2var_epi16(rounded_up(a), _mm512_load_si512(high_words), rounded_up(b)));
+}
+
+// Up to 32 sums of row m, from output `first` on, plus bias, rounded to the output's type.
+inline void write_outputs(const float* sums, const float* bias, void* y, Dtype type, int64_t m, int64_t rows,
+                          int64_t first) {
+    const float* b = bias ? bias + first : nullptr;
+    const int64_t at = m * rows + first, left = rows - first;
+    if (type == Dtype::f32) write_row(sums, b, static_cast<float*>(y) + at, left);
+    else if (type == Dtype::bf16 && left >= 32) write_whole_row(sums, b, static_cast<bf16*>(y) + at);
+    else if (type == Dtype::bf16) write_row(sums, b, static_cast<bf16*>(y) + at, left);
+    else write_row(sums, b, static_cast<f16*>(y) + at, left);
+}
+
+}  // namespace qwenkit::amx
