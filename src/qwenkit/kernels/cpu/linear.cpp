@@ -91,7 +91,8 @@ void run_affine_chunk(AffineJob& job, bool exact, bool tiles) {
                   [&](int64_t a, int64_t b) { run(job, a, b); });
     } else {
         const auto run = exact ? k.affine_exact : k.affine_int8;
-        pool.loop(w.blocks, grain(w.blocks, w.block_bytes * std::max<int64_t>(1, job.count / 8)),
+        // A multiple of the blocks that one row reads side by side.
+        pool.loop(w.blocks, round_up(grain(w.blocks, w.block_bytes * std::max<int64_t>(1, job.count / 8)), 4),
                   [&](int64_t a, int64_t b) { run(job, a, b); });
     }
 }
