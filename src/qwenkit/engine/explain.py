@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from qwenkit import kernels
 from qwenkit.engine.request import NEUTRAL
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def describe(qwen: Qwen) -> str:
         "device": f"{device} ({place.device_reason})",
         "dtype": f"{dtype} ({place.dtype_reason})",
         "linear layers": ", ".join(f"{count} x {name}" for name, count in sorted(linears.items())),
-        "kernels": f"torch {torch.__version__} reference operators",
+        "kernels": _kernels(qwen),
         "context": f"{config.context_length} tokens, trained at {config.seq_length}"
         + (f" ({' and '.join(long)} beyond)" if long else ""),
         "KV cache": f"{dtype}, {config.kv_bytes_per_token(place.dtype.itemsize) / 1024:.0f} KiB a token",
@@ -46,3 +47,10 @@ def describe(qwen: Qwen) -> str:
         f"repetition_penalty {sampling.repetition_penalty}, max_tokens {sampling.max_tokens}",
     }
     return "\n".join(f"{name}: {value}" for name, value in lines.items())
+
+
+def _kernels(qwen: Qwen) -> str:
+    if qwen.device.type != "cpu":
+        return f"torch {torch.__version__} operators"
+    text = kernels.explain().removeprefix("kernels: ")
+    return text if qwen.unpacked is None else f"{text}\n  {qwen.unpacked}"

@@ -17,6 +17,7 @@ from qwenkit.core.completion import Completion, Delta
 from qwenkit.engine.plan import Share, plan_batches
 from qwenkit.engine.request import Request
 from qwenkit.engine.runner import Runner, RunningBatch
+from qwenkit.engine.threads import one_torch_thread
 
 
 def collect(runner: Runner, requests: Sequence[Request]) -> list[Completion]:
@@ -51,7 +52,8 @@ def stream_batch(runner: Runner, shares: Sequence[Share]) -> Iterator[tuple[Requ
     logits = batch.prefill()
     owner = dict(zip(map(id, batch.rows), owners, strict=True))
     while True:
-        deltas = _advance(batch, logits)
+        with one_torch_thread(runner.native):
+            deltas = _advance(batch, logits)
         now = time.monotonic()
         for request in owners:
             request.first_token = now if request.first_token is None else request.first_token

@@ -29,6 +29,7 @@ from qwenkit.engine.request import Request
 from qwenkit.engine.runner import Runner
 from qwenkit.engine.vocabulary import Vocabulary
 from qwenkit.model import CausalLM, ModelConfig
+from qwenkit.quant import pack_model
 from qwenkit.text import Tokenizer, chatml
 
 _SAMPLING_NAMES = tuple(field.name for field in fields(SamplingParams))
@@ -57,6 +58,7 @@ class Qwen:
         notice: str | None = None,
         placement: Placement | None = None,
         quantization: str = "none",
+        unpacked: str | None = "the model came as it is",
         prefill_chunk: int = 1024,
         max_batch_tokens: int | None = None,
     ) -> None:
@@ -75,6 +77,7 @@ class Qwen:
         self.notice = notice
         self.placement = placement or Placement(weight.device, weight.dtype)
         self.quantization = quantization
+        self.unpacked = unpacked  # why torch runs some linear layers; None if kernels run all
         self._runner = Runner(
             model, Vocabulary(tokenizer, self.config.vocab_size),
             prefill_chunk=prefill_chunk, max_batch_tokens=max_batch_tokens,
@@ -110,6 +113,7 @@ class Qwen:
         weights = checkpoint.load_model(
             device=where, dtype=number_format, progress=sys.stderr.isatty() if progress is None else progress
         )
+        unpacked = pack_model(weights) if where.type == "cpu" else f"the device is {where}"
         return cls(
             weights,
             checkpoint.tokenizer(),
@@ -119,6 +123,7 @@ class Qwen:
             notice=located.notice,
             placement=Placement(where, number_format, device_reason, dtype_reason),
             quantization=checkpoint.quantization,
+            unpacked=unpacked,
         )
 
     @property

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from qwenkit.engine.plan import Share
 from qwenkit.engine.sampler import check_finite
+from qwenkit.engine.threads import one_torch_thread, uses_native_pool
 from qwenkit.engine.vocabulary import Vocabulary
 from qwenkit.model import Batch, CausalLM, DenseCache
 
@@ -45,6 +46,7 @@ class Runner:
     ) -> None:
         self.model = model
         self.vocabulary = vocabulary
+        self.native = uses_native_pool(model)
         self.prefill_chunk = prefill_chunk
         embedding = model.transformer.wte.weight
         self.device = embedding.device
@@ -56,13 +58,13 @@ class Runner:
     @torch.inference_mode()
     def read(self, tokens: Tensor, batch: Batch) -> None:
         """Put tokens [b, s] into the batch's cache; no logits are computed."""
-        with self._lock:
+        with self._lock, one_torch_thread(self.native):
             self.model.transformer(tokens, batch)
 
     @torch.inference_mode()
     def predict(self, tokens: Tensor, batch: Batch) -> Tensor:
         """As `read`; returns float32 [b, vocab] logits of what follows. Raises QwenkitError if not finite."""
-        with self._lock:
+        with self._lock, one_torch_thread(self.native):
             last = self.model(tokens, batch, last=1)[:, -1]
             check_finite(last[:, : self.vocabulary.size])
             return self.vocabulary.candidates(last)

@@ -1,12 +1,16 @@
 """Numeric operators behind one small interface; they know nothing of models or requests."""
 
-from qwenkit.kernels.reference import (
-    affine_dequantize,
-    affine_linear,
-    apply_rotary,
-    attention,
-    rms_norm,
-    silu_gate,
-)
+from qwenkit.kernels.dispatch import apply_rotary, rms_norm, runs_native, silu_gate
+from qwenkit.kernels.native import explain
+from qwenkit.kernels.reference import affine_dequantize, affine_linear, attention
 
-__all__ = ["affine_dequantize", "affine_linear", "apply_rotary", "attention", "rms_norm", "silu_gate"]
+__all__ = [
+    "affine_dequantize",
+    "affine_linear",
+    "apply_rotary",
+    "attention",
+    "explain",
+    "rms_norm",
+    "runs_native",
+    "silu_gate",
+]

@@ -1,0 +1,44 @@
+"""Which of two implementations runs: the compiled one where it can, else plain torch.
+
+The compiled kernels compute on the CPU and keep no graph, so they serve inference only; training, other
+devices and other dtypes take the reference. `native.explain()` says what was built and why.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qwenkit.kernels import native, reference
+
+
+def runs_native(*tensors: Tensor) -> bool:
+    """Whether the compiled kernels may take these: gradients off, all on the CPU and of one known dtype."""
+    first = tensors[0]
+    return (
+        not torch.is_grad_enabled()
+        and all(t.device.type == "cpu" and t.dtype == first.dtype for t in tensors)
+        and first.dtype in native.TYPES
+        and native.ready()
+    )
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """See reference.rms_norm."""
+    if runs_native(x, weight):
+        return native.rms_norm(x, weight, eps)
+    return reference.rms_norm(x, weight, eps)
+
+
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """See reference.apply_rotary."""
+    if runs_native(x):
+        return native.apply_rotary(x, cos, sin)
+    return reference.apply_rotary(x, cos, sin)
+
+
+def silu_gate(up: Tensor, gate: Tensor) -> Tensor:
+    """See reference.silu_gate."""
+    if runs_native(up, gate):
+        return native.silu_gate(up, gate)
+    return reference.silu_gate(up, gate)
