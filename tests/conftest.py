@@ -6,6 +6,7 @@ import json
 import lzma
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,18 @@ def tiny_chat(vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "QWenTokenizer"}))
     shutil.copy(vocabulary, folder / "qwen.tiktoken")
     return folder
+
+
+@pytest.fixture
+def reference_kernels() -> Iterator[None]:
+    """Run the reference operators: truncated codes follow every rounding, also that of a faster norm."""
+    from qwenkit.kernels import native
+
+    if native.built():
+        native.set_isa("reference")
+    yield
+    if native.built():
+        native.set_isa(None)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

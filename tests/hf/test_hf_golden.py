@@ -77,7 +77,7 @@ def test_training_loss_and_gradients(tiny_folder, golden, recompute, close):
 
 
 @torch.inference_mode()
-def test_cache_quantization(tiny_folder, golden, close):
+def test_cache_quantization(tiny_folder, golden, close, reference_kernels):
     """Exactly the original's scheme; fused attention may flip a truncated code, hence its tolerance."""
     model = AutoModelForCausalLM.from_pretrained(
         tiny_folder, use_cache_quantization=True, use_cache_kernel=True, use_flash_attn=False

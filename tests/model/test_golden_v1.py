@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from qwenkit.kernels import native
 from qwenkit.model import (
     Batch,
     CausalLM,
@@ -150,16 +149,6 @@ def test_training_loss_and_gradients_equal_the_original(model, golden, recompute
     assert len(names) == 5
     for name in names:
         close(parameters[name].grad, golden[f"grad.{name}"])
-
-
-@pytest.fixture
-def reference_kernels():
-    """Run the reference operators: truncated codes follow every rounding, also that of a faster norm."""
-    if native.built():
-        native.set_isa("reference")
-    yield
-    if native.built():
-        native.set_isa(None)
 
 
 class ExplicitBatch(Batch):
