@@ -39,6 +39,7 @@ def test_a_sound_installation() -> None:
     assert findings["torch"]["text"].startswith(version("torch"))
     assert findings["demo model"]["status"] == "note"
     assert {"python", "cpu", "instructions", "device", "dtype", "kernels", "cache"} <= set(findings)
+    assert ("SLOW" in findings["kernels"]["text"]) == (findings["kernels"]["status"] == "warning")
 
 
 def test_a_named_model_that_is_not_here_is_a_problem() -> None:

@@ -144,9 +144,14 @@ def running(checkpoint: Checkpoint | None) -> Iterator[Finding]:
     yield Finding("device", "ok", f"{device}{threads} ({reason})")
     of = "" if checkpoint is not None else " for a bfloat16 checkpoint"
     yield Finding("dtype", "ok", f"{str(dtype).removeprefix('torch.')}{of} ({dtype_reason})")
-    yield Finding(
-        "kernels", "ok", f"torch {torch.__version__} operators, attention by scaled_dot_product_attention"
-    )
+    if device.type != "cpu":
+        yield Finding("kernels", "ok", f"torch {torch.__version__} operators")
+        return
+    from qwenkit import kernels
+
+    text = kernels.explain().splitlines()[0].removeprefix("kernels: ")
+    remedy = "Install a C++20 compiler and Python's headers, then reinstall qwenkit; unset QWENKIT_ISA."
+    yield Finding("kernels", "warning", text, remedy) if "SLOW" in text else Finding("kernels", "ok", text)
 
 
 def cache_folder() -> Iterator[Finding]:
@@ -193,7 +198,6 @@ def model(name: str | None, opener: Any) -> tuple[list[Finding], Checkpoint | No
 
 def _fit(checkpoint: Checkpoint) -> Iterator[Finding]:
     from qwenkit.cli.memory import cache_bytes, size
-
     from qwenkit.engine.device import choose_dtype, find_device
 
     stored = held = sum(entry.nbytes for entry in checkpoint.entries())
