@@ -305,6 +305,14 @@ def test_a_long_prompt_takes_turns_with_short_ones() -> None:
     machine.drain()
 
 
+def test_long_prompts_take_turns_across_steps() -> None:
+    machine = Machine(400, 4, max_running=8, max_step_tokens=8, chunk_tokens=8)
+    ids = [machine.add([WORDS + i] * 100, 1)[0] for i in range(3)]
+    served = [machine.step().rows[0].sequence_id for _ in range(9)]
+    assert served == ids * 3
+    machine.drain()
+
+
 def test_equal_prompts_are_read_first_come_first_served() -> None:
     machine = Machine(400, 4, max_running=8, max_step_tokens=8, chunk_tokens=8)
     rng = random.Random(1)
