@@ -28,6 +28,7 @@ from qwenkit.checkpoint import PlannedTensor, open_checkpoint, write_checkpoint
 from qwenkit.checkpoint.empty_model import empty_model
 from qwenkit.checkpoint.safetensors_writer import write_safetensors
 from qwenkit.model import Batch, DenseCache, ModelConfig
+from qwenkit.quant import pack_model
 
 GROUP = 128
 
@@ -119,6 +120,10 @@ def load(folder: Path, dtype: torch.dtype, tokens: int) -> None:
     model = open_checkpoint(folder).load_model(dtype=dtype)
     result: dict[str, object] = {"seconds": time.perf_counter() - start, "before": before, "loaded": memory()}
     if tokens:
+        start = time.perf_counter()
+        result["unpacked"] = pack_model(model)
+        result |= {"pack": time.perf_counter() - start, "packed": memory()}
+        torch.set_num_threads(1)  # as the engine does beside the kernels' own threads
         cache = DenseCache(model.shape.num_layers)
         with torch.inference_mode():
             prompt = torch.arange(16)[None]
@@ -172,13 +177,14 @@ def report(chosen: argparse.Namespace, size: float, reads: list[float], loads: l
         spread = ", ".join(f"{s:.2f}" for s in seconds)
         print(f"{word}  {min(seconds):6.2f} s  {size / min(seconds):5.2f} GB/s  (all: {spread})")
     print(f"ratio {min(times) / min(reads):.2f}")
-    for moment in ("before", "loaded", "generated"):
+    for moment in ("before", "loaded", "packed", "generated"):
         if moment in best:
             words = ", ".join(f"{name} {gigabytes:.2f}" for name, gigabytes in best[moment].items())
             print(f"{moment:9} GB: {words}")
     if chosen.generate:
         per_token = min(found["per_token"] for found in loads)
-        print(f"decode {per_token:.2f} s a token")
+        print(f"pack   {min(found['pack'] for found in loads):.2f} s; not packed: {best['unpacked']}")
+        print(f"decode {per_token:.3f} s a token")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -83,3 +85,18 @@ def test_scales_beyond_float16_stay_exact_in_torch():
     model = nn.Sequential(layer)
     assert "float16" in pack_model(model)
     assert model[0] is layer
+
+
+def test_each_layer_is_freed_before_the_next_is_packed(monkeypatch):
+    model = CausalLM(SHAPE).initialize().bfloat16().eval()
+    alive = [weakref.ref(m) for m in model.modules() if isinstance(m, nn.Linear)]
+    most = []
+    pack = PackedBf16Linear.from_linear
+
+    def watched(linear: nn.Linear) -> PackedBf16Linear:
+        most.append(sum(ref() is not None for ref in alive))
+        return pack(linear)
+
+    monkeypatch.setattr(PackedBf16Linear, "from_linear", watched)
+    pack_model(model)
+    assert most == list(range(11, 0, -1))

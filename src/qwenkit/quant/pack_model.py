@@ -25,9 +25,9 @@ def pack_model(model: nn.Module) -> str | None:
     if not native.ready():
         return native.explain().splitlines()[0].removeprefix("kernels: ")
     left: dict[str, int] = {}
-    for name, module in list(model.named_modules()):
+    for name in [name for name, _ in model.named_modules()]:  # names: a list of modules would keep them all
         try:
-            packed = _packed(module)
+            packed = _packed(model.get_submodule(name))
         except UnsupportedError as error:
             left[error.problem] = left.get(error.problem, 0) + 1
             continue
