@@ -285,6 +285,6 @@ def _with_progress(owners: list[tuple[str, nn.Module]], progress: bool) -> Itera
     if not progress:
         yield from owners
         return
-    from tqdm import tqdm  # type: ignore[import-untyped]
+    from tqdm import tqdm
 
     yield from tqdm(owners, desc="Loading weights", unit="layer", leave=False)

@@ -110,10 +110,10 @@ class Qwen:
         if number_format is None:
             quantized = not checkpoint.quantization.startswith("none")
             number_format, dtype_reason = choose_dtype(where, checkpoint.dtype, quantized=quantized)
-        weights = checkpoint.load_model(
-            device=where, dtype=number_format, progress=sys.stderr.isatty() if progress is None else progress
-        )
-        unpacked = pack_model(weights) if where.type == "cpu" else f"the device is {where}"
+        shown = sys.stderr.isatty() if progress is None else progress
+        weights = checkpoint.load_model(device=where, dtype=number_format, progress=shown)
+        on_cpu = where.type == "cpu"
+        unpacked = pack_model(weights, progress=shown) if on_cpu else f"the device is {where}"
         return cls(
             weights,
             checkpoint.tokenizer(),

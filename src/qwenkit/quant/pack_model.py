@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from qwenkit.core import UnsupportedError
 from qwenkit.kernels import native
@@ -15,17 +16,19 @@ from qwenkit.quant.gptq import unpack_nibbles
 from qwenkit.quant.packed import PackedBf16Linear, PackedLinear
 
 
-def pack_model(model: nn.Module) -> str | None:
+def pack_model(model: nn.Module, *, progress: bool = False) -> str | None:
     """Pack every linear layer the native kernels can run, in place, one at a time; the CPU only.
 
     bfloat16 nn.Linear and AffineLinear are packed; float32 layers and scales that float16 cannot hold stay
     as they are. Returns None if everything was packed, else a sentence saying what was not and why.
     Each weight is freed as soon as its packed form stands, so memory peaks one layer above the result.
+    progress: a bar on standard error.
     """
     if not native.ready():
         return native.explain().splitlines()[0].removeprefix("kernels: ")
     left: dict[str, int] = {}
-    for name in [name for name, _ in model.named_modules()]:  # names: a list of modules would keep them all
+    names = [name for name, _ in model.named_modules()]  # names: a list of modules would keep them all
+    for name in tqdm(names, desc="Packing weights", unit="layer", leave=False, disable=not progress):
         try:
             packed = _packed(model.get_submodule(name))
         except UnsupportedError as error:
