@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from qwenkit.checkpoint import PlannedTensor, open_checkpoint, write_checkpoint
 from qwenkit.checkpoint.empty_model import empty_model
 from qwenkit.checkpoint.safetensors_writer import write_safetensors
+from qwenkit.kernels import native
 from qwenkit.model import Batch, DenseCache, ModelConfig
 from qwenkit.quant import pack_model
 
@@ -114,7 +115,7 @@ def read(folder: Path) -> None:
     print(json.dumps({"seconds": time.perf_counter() - start}))
 
 
-def load(folder: Path, dtype: torch.dtype, tokens: int) -> None:
+def load(folder: Path, dtype: torch.dtype, tokens: int, length: int) -> None:
     before = memory()
     start = time.perf_counter()
     model = open_checkpoint(folder).load_model(dtype=dtype)
@@ -126,13 +127,17 @@ def load(folder: Path, dtype: torch.dtype, tokens: int) -> None:
         torch.set_num_threads(1)  # as the engine does beside the kernels' own threads
         cache = DenseCache(model.shape.num_layers)
         with torch.inference_mode():
-            prompt = torch.arange(16)[None]
-            token = int(model(prompt, Batch.make(1, 16, cache=cache), last=1)[0, -1].argmax())
+            prompt = torch.arange(length)[None]
+            start = time.perf_counter()
+            token = int(model(prompt, Batch.make(1, length, cache=cache), last=1)[0, -1].argmax())
+            result["prefill"] = length / (time.perf_counter() - start)
             start = time.perf_counter()
             for _ in range(tokens):
                 batch = Batch.make(1, 1, past=cache.length, cache=cache)
                 token = int(model(torch.tensor([[token]]), batch)[0, -1].argmax())
         result |= {"per_token": (time.perf_counter() - start) / tokens, "generated": memory()}
+        result["weights"] = sum(buffer.nbytes for buffer in model.buffers()) / 1e9
+        result["bandwidth"] = native.read_bandwidth() / 1e9 if native.ready() else None
     print(json.dumps(result))
 
 
@@ -152,6 +157,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="fewer layers than published, for a quick run")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--generate", type=int, default=0, help="tokens to decode after loading")
+    parser.add_argument("--prompt", type=int, default=512, help="tokens of the prompt before them")
     parser.add_argument("--folder", type=Path, help="where to make the temporary folder")
     chosen = parser.parse_args()
     config = ModelConfig.from_name(chosen.size)
@@ -165,7 +171,7 @@ def main() -> None:
         child("read", folder)  # into the page cache
         for _ in range(chosen.repeat):
             reads.append(child("read", folder)["seconds"])
-            loads.append(child("load", folder, str(chosen.generate)))
+            loads.append(child("load", folder, str(chosen.generate), str(chosen.prompt)))
     report(chosen, size, reads, loads)
 
 
@@ -184,7 +190,14 @@ def report(chosen: argparse.Namespace, size: float, reads: list[float], loads: l
     if chosen.generate:
         per_token = min(found["per_token"] for found in loads)
         print(f"pack   {min(found['pack'] for found in loads):.2f} s; not packed: {best['unpacked']}")
-        print(f"decode {per_token:.3f} s a token")
+        print(f"prompt {max(found['prefill'] for found in loads):.0f} tok/s over {chosen.prompt} tokens")
+        print(f"decode {per_token:.3f} s a token, {1 / per_token:.1f} tok/s")
+        if best["bandwidth"]:
+            reached = best["weights"] / per_token
+            print(
+                f"weights {best['weights']:.2f} GB a token, {reached:.1f} GB/s of "
+                f"{best['bandwidth']:.1f} GB/s read by the same threads, {reached / best['bandwidth']:.0%}"
+            )
 
 
 if __name__ == "__main__":
@@ -192,6 +205,6 @@ if __name__ == "__main__":
         if sys.argv[2] == "read":
             read(Path(sys.argv[3]))
         else:
-            load(Path(sys.argv[3]), torch.bfloat16, int(sys.argv[4]))
+            load(Path(sys.argv[3]), torch.bfloat16, int(sys.argv[4]), int(sys.argv[5]))
     else:
         main()
