@@ -18,6 +18,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return normalised.to(x.dtype) * weight
 
 
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(x + residual, rms_norm of that); all [..., h] of one dtype."""
+    total = x + residual
+    return total, rms_norm(total, weight, eps)
+
+
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate channel pairs (j, j + r/2) by their position's angle (Su et al. 2021, arXiv:2104.09864).
 

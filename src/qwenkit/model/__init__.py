@@ -1,6 +1,6 @@
 """The mathematics of Qwen: no files, no devices, no quantization, no parallelism."""
 
-from qwenkit.model.batch import Batch
+from qwenkit.model.batch import Batch, TokenBatch
 from qwenkit.model.cache import DenseCache, KVCache, OriginalInt8Cache
 from qwenkit.model.config import SIZES, ModelConfig
 from qwenkit.model.model import CausalLM, Transformer, causal_loss, output_logits
@@ -14,6 +14,7 @@ __all__ = [
     "KVCache",
     "ModelConfig",
     "OriginalInt8Cache",
+    "TokenBatch",
     "Transformer",
     "causal_loss",
     "ntk_alpha",

@@ -2,30 +2,54 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from qwenkit.kernels import attention
+from qwenkit.kernels import apply_rotary, attention
 from qwenkit.model.cache import KVCache
+from qwenkit.model.rope import rotary_table
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
-    """Positions, NTK factors and attention of the rows of a pass. Rows may be left-padded.
+class TokenBatch(ABC):
+    """The tokens [b, s] of a pass: where they stand in their texts, and how they attend.
 
     positions: int64 [b, s]; index of each token in its own text (padding excluded, clamped at 0).
-    ntk_alpha: one factor a row, or a single one for all.
-    longest: tokens of the longest row including these, padding excluded; kept as a number so that
-        nothing has to be read back from the device to know whether LogN acts.
-    mask: bool [b, 1, s, K], or None when the causal rule alone decides.
-    cache: earlier keys and values; None when the pass has no past and leaves none (training).
+    ntk_alpha: NTK factors (see `angles`). longest: tokens of the longest text including these, padding
+        excluded; kept as a number so that nothing has to be read back from the device to know whether
+        LogN acts.
     """
 
     positions: Tensor
     ntk_alpha: tuple[float, ...] = (1.0,)
     longest: int = 0
+
+    @abstractmethod
+    def angles(self, dim: int, base: float, *, ntk: bool) -> tuple[Tensor, Tensor]:
+        """cos and sin, float32 [b, s, dim]; without `ntk` every factor is 1."""
+
+    @abstractmethod
+    def self_attention(
+        self, layer: int, qkv: Tensor, split: list[int], angles: tuple[Tensor, Tensor], logn: Tensor | None
+    ) -> Tensor:
+        """Rotate, keep and attend. qkv: [b, s, heads + 2 kv_heads, d] as projected, `split` the three counts.
+
+        logn: float32 [b, s], factors of the queries, or None. Returns [b, s, heads * d].
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Batch(TokenBatch):
+    """Rows of one length, which may be left-padded.
+
+    ntk_alpha: one factor a row, or a single one for all.
+    mask: bool [b, 1, s, K], or None when the causal rule alone decides.
+    cache: earlier keys and values; None when the pass has no past and leaves none (training).
+    """
+
     mask: Tensor | None = None
     cache: KVCache | None = None
 
@@ -56,6 +80,19 @@ class Batch:
         mask = (slots[:, None] >= keys) & (keys >= pad[:, None, None])  # [b, s, K]
         positions = (slots - pad[:, None]).clamp_min(0)
         return cls(positions, ntk_alpha, past + new - min(pads), mask[:, None], cache)
+
+    def angles(self, dim: int, base: float, *, ntk: bool) -> tuple[Tensor, Tensor]:
+        return rotary_table(self.positions, dim, base, self.ntk_alpha if ntk else (1.0,))
+
+    def self_attention(
+        self, layer: int, qkv: Tensor, split: list[int], angles: tuple[Tensor, Tensor], logn: Tensor | None
+    ) -> Tensor:
+        q, k, v = torch.split(qkv, split, dim=2)  # [b, s, heads, d]
+        q, k = apply_rotary(q, *angles), apply_rotary(k, *angles)
+        if logn is not None:
+            q = q * logn.to(q.dtype)[:, :, None, None]
+        out = self.attend(layer, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        return out.transpose(1, 2).flatten(2)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of new queries over the past and themselves; all [b, heads, s, d] -> [b, heads, s, d]."""

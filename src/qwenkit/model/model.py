@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from qwenkit.kernels import apply_rotary, rms_norm, silu_gate
-from qwenkit.model.batch import Batch
+from qwenkit.kernels import add_rms_norm, rms_norm, silu_gate
+from qwenkit.model.batch import TokenBatch
 from qwenkit.model.config import ModelConfig
-from qwenkit.model.rope import logn_factors, rotary_table
+from qwenkit.model.rope import logn_factors
 
 
 class RMSNorm(nn.Module):
@@ -29,6 +29,13 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.eps)
 
 
+class AddRMSNorm(RMSNorm):
+    """Adds the residual and normalises the sum in one pass over memory: (sum, norm), both like x."""
+
+    def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return add_rms_norm(x, residual, self.weight, self.eps)
+
+
 class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -38,15 +45,11 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.hidden_size, config.qkv_size, bias=True)
         self.c_proj = nn.Linear(config.num_heads * config.head_dim, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, batch: Batch, angles: tuple[Tensor, Tensor], logn: Tensor | None) -> Tensor:
-        b, s, _ = x.shape
-        heads = self.c_attn(x).view(b, s, -1, self.head_dim)
-        q, k, v = heads.split(self.split, dim=2)  # [b, s, heads, d]
-        q, k = apply_rotary(q, *angles), apply_rotary(k, *angles)
-        if logn is not None:
-            q = q * logn.to(q.dtype)[:, :, None, None]
-        out = batch.attend(self.layer, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        return self.c_proj(out.transpose(1, 2).reshape(b, s, -1))  # type: ignore[no-any-return]
+    def forward(
+        self, x: Tensor, batch: TokenBatch, angles: tuple[Tensor, Tensor], logn: Tensor | None
+    ) -> Tensor:
+        qkv = self.c_attn(x).view(*x.shape[:2], -1, self.head_dim)
+        return self.c_proj(batch.self_attention(self.layer, qkv, self.split, angles, logn))  # type: ignore[no-any-return]
 
 
 class MLP(nn.Module):
@@ -65,12 +68,15 @@ class Block(nn.Module):
         super().__init__()
         self.ln_1 = RMSNorm(config.hidden_size, config.norm_eps)
         self.attn = Attention(config, layer)
-        self.ln_2 = RMSNorm(config.hidden_size, config.norm_eps)
+        self.ln_2 = AddRMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, batch: Batch, angles: tuple[Tensor, Tensor], logn: Tensor | None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), batch, angles, logn)
-        return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
+    def forward(
+        self, x: Tensor, batch: TokenBatch, angles: tuple[Tensor, Tensor], logn: Tensor | None
+    ) -> Tensor:
+        attended = self.attn(self.ln_1(x), batch, angles, logn)
+        x, normed = self.ln_2(attended, x)
+        return x + self.mlp(normed)  # type: ignore[no-any-return]
 
 
 class Transformer(nn.Module):
@@ -84,7 +90,7 @@ class Transformer(nn.Module):
         self.ln_f = RMSNorm(config.hidden_size, config.norm_eps)
         self.gradient_checkpointing = False  # True recomputes each block in the backward pass
 
-    def forward(self, tokens: Tensor | None, batch: Batch, embeddings: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor | None, batch: TokenBatch, embeddings: Tensor | None = None) -> Tensor:
         """`embeddings` [b, s, h] replaces the lookup of `tokens`. NTK and LogN are off in training mode."""
         if embeddings is None:
             if tokens is None:
@@ -92,8 +98,7 @@ class Transformer(nn.Module):
             embeddings = self.wte(tokens)
         x = embeddings
         shape = self.shape
-        alpha = (1.0,) if self.training else batch.ntk_alpha
-        angles = rotary_table(batch.positions, shape.rotary_dim, shape.rope_base, alpha)
+        angles = batch.angles(shape.rotary_dim, shape.rope_base, ntk=not self.training)
         logn = None
         if shape.logn and not self.training and batch.longest > shape.seq_length:
             logn = logn_factors(batch.positions, shape.seq_length)
@@ -116,10 +121,11 @@ class CausalLM(nn.Module):
         if config.tied_embeddings:
             self.lm_head.weight = self.transformer.wte.weight
 
-    def forward(self, tokens: Tensor, batch: Batch, last: int = 0) -> Tensor:
-        """Logits of every position, or of the `last` ones only (decoding needs one)."""
+    def forward(self, tokens: Tensor, batch: TokenBatch, last: int = 0, at: Tensor | None = None) -> Tensor:
+        """Logits of every position, of the `last` ones, or of the slots `at` (int64 [n]) of each row."""
         hidden = self.transformer(tokens, batch)
-        return output_logits(self.lm_head, hidden[:, -last:])
+        chosen = hidden[:, -last:] if at is None else hidden.index_select(1, at)
+        return output_logits(self.lm_head, chosen)
 
     @torch.no_grad()
     def initialize(self, seed: int = 0) -> CausalLM:
