@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qwenkit.kernels import native, reference
+from qwenkit.kernels.paged import PagedLayer, PagedShape, TorchPagedLayer
 
 
 def runs_native(*tensors: Tensor) -> bool:
@@ -49,3 +50,8 @@ def silu_gate(up: Tensor, gate: Tensor) -> Tensor:
     if runs_native(up, gate):
         return native.silu_gate(up, gate)
     return reference.silu_gate(up, gate)
+
+
+def paged_layer(shape: PagedShape, device: torch.device | str = "cpu") -> PagedLayer:
+    """The keys and values of one layer; `kernel` of the result says which implementation it is."""
+    return TorchPagedLayer(shape, device)

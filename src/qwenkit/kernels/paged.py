@@ -112,7 +112,12 @@ class PagedLayer(ABC):
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """Memory held."""
+        """Memory held, once every block was written."""
+
+    @property
+    @abstractmethod
+    def kernel(self) -> str:
+        """What computes, in words for a person."""
 
 
 class TorchPagedLayer(PagedLayer):
@@ -130,6 +135,10 @@ class TorchPagedLayer(PagedLayer):
     @property
     def nbytes(self) -> int:
         return sum(t.nbytes for t in (*self._stored, *self._planes))
+
+    @property
+    def kernel(self) -> str:
+        return "torch"
 
     def attend(
         self,
