@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 import qwenkit
+from qwenkit.cli.bench import bench
 from qwenkit.cli.chat import chat
 from qwenkit.cli.doctor import doctor
 from qwenkit.cli.generate import generate
@@ -110,7 +111,7 @@ def root(
     ctx.obj = state
 
 
-for command in (chat, generate, pull, info, tokenize, doctor, vocab):
+for command in (chat, generate, pull, info, tokenize, doctor, vocab, bench):
     app.command()(command)
 
 

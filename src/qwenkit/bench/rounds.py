@@ -1,0 +1,158 @@
+"""Turns: round after round every engine runs the whole workload, so that all see the same machine.
+
+Knows processes and the order of things; the numbers are made in result.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qwenkit.bench.peers.process import EngineError, EngineProcess
+from qwenkit.bench.result import EngineResult, Limits, Sample
+from qwenkit.bench.workload import Point, Workload
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+OWN = "qwenkit"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An engine that will run: which python, which adapter, what it is asked to load."""
+
+    name: str
+    python: str
+    adapter: Path
+    job: Mapping[str, Any]
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+
+class Rounds:
+    """Runs `workload` on every contender; `results` and `limits` fill up as it goes.
+
+    The first contender must be qwenkit itself: it also measures the machine, in each of its turns, and its
+    failure is raised; any other engine's failure ends its row. roomy: asked after each turn whether a
+    process may stay loaded until its next. lock: a file held locked while anything is measured, so that
+    jobs that share the lock keep off. say: progress, in words.
+    """
+
+    def __init__(
+        self,
+        contenders: Sequence[Contender],
+        workload: Workload,
+        *,
+        timeout_s: float,
+        roomy: Callable[[], bool] = lambda: True,
+        lock: Path | None = None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.contenders = contenders
+        self.workload = workload
+        self.results = {contender.name: EngineResult(contender.name) for contender in contenders}
+        self.limits = Limits()
+        self._timeout_s = timeout_s
+        self._roomy = roomy
+        self._lock = lock
+        self._say = say
+        self._running: dict[str, EngineProcess] = {}
+        self._vocabulary = 0
+        self._peaks: list[str] = []
+
+    def run(self) -> None:
+        try:
+            for number in range(1, self.workload.repeats + 1):
+                for contender in self.contenders:
+                    if self.results[contender.name].failure is None:
+                        self._say(f"Round {number} of {self.workload.repeats}: {contender.name}")
+                        self._turn(contender)
+        finally:
+            for process in self._running.values():
+                process.close()
+
+    def _turn(self, contender: Contender) -> None:
+        result = self.results[contender.name]
+        try:
+            with _held(self._lock):
+                process = self._running.get(contender.name) or self._start(contender, result)
+            for point in self.workload.points():
+                with _held(self._lock):
+                    result.samples.setdefault(point, []).append(self._measure(process, point))
+            result.peak_rss_mb = max(result.peak_rss_mb or 0, self._ask(process, "memory")["peak_rss_mb"])
+            if contender.name == OWN:
+                with _held(self._lock):
+                    self.limits.add(self._ask(process, "limits", kinds=self._peaks))
+        except EngineError as error:
+            self._running.pop(contender.name, None)
+            if contender.name == OWN:
+                raise
+            result.failure = f"{error.problem} {error.remedy}".strip()
+            self._say(result.failure)
+            return
+        process.pause()
+        if not self._roomy():
+            process.close()
+            del self._running[contender.name]
+
+    def _start(self, contender: Contender, result: EngineResult) -> EngineProcess:
+        begun = time.perf_counter()
+        process = EngineProcess(contender.name, contender.python, contender.adapter, contender.variables)
+        self._running[contender.name] = process
+        facts = self._ask(process, "load", job=dict(contender.job))
+        result.start_s = result.start_s or time.perf_counter() - begun
+        if contender.name == OWN:
+            self._vocabulary = facts["vocabulary"]
+            rows = sorted(
+                {1, *(p for point in self.workload.points() for p in (point.prompt, point.sequences))}
+            )
+            facts |= self._ask(process, "kernels", rows=rows)
+            self._peaks = sorted({kind for kind in facts["peaks"].values() if kind is not None})
+        result.facts = result.facts or facts
+        # What happens only once (packing, compiling, first touch of memory) belongs to no measurement.
+        warm = Point("plain", self.workload.prompt, 2)
+        self._ask(process, "run", prompts=warm.prompts(self._vocabulary), new=warm.new)
+        return process
+
+    def _measure(self, process: EngineProcess, point: Point) -> Sample:
+        busy, own, begun = _busy_seconds(), process.cpu_seconds(), time.perf_counter()
+        told = self._ask(process, "run", prompts=point.prompts(self._vocabulary), new=point.new)
+        wall = time.perf_counter() - begun
+        after = _busy_seconds()
+        others = None
+        if busy is not None and after is not None:
+            others = max(0.0, (after - busy - (process.cpu_seconds() - own)) / wall)
+        sample = Sample(tuple(told["first_s"]), told["total_s"], tuple(told["tokens"]), others)
+        if sample.tokens != (point.new,) * point.sequences:
+            process.close()
+            raise EngineError(
+                f"{process.name} wrote {list(sample.tokens)} tokens instead of {point.new} each."
+            )
+        return sample
+
+    def _ask(self, process: EngineProcess, call: str, **arguments: Any) -> dict[str, Any]:
+        return process.call(call, timeout_s=self._timeout_s, **arguments)
+
+
+@contextlib.contextmanager
+def _held(lock: Path | None) -> Iterator[None]:
+    if lock is None:
+        yield
+        return
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _busy_seconds() -> float | None:
+    """Core seconds that were not idle since the machine started, stolen ones included."""
+    try:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    except OSError:
+        return None
+    user, nice, system, _idle, _wait, irq, soft, steal = map(int, fields)
+    return (user + nice + system + irq + soft + steal) / _TICKS

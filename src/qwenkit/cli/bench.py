@@ -1,0 +1,124 @@
+"""`qwenkit bench`: how fast a model runs here, in physical units, alone or beside other engines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from qwenkit.cli import options
+from qwenkit.cli.loading import chosen_model
+from qwenkit.core import RequestError
+
+if TYPE_CHECKING:
+    from qwenkit.bench.workload import Workload
+
+
+def bench(
+    model: options.ModelArgument = None,
+    model_option: options.ModelOption = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(help="A published size by name (qwen-1.8b ...) with random weights, instead of MODEL."),
+    ] = None,
+    weights: Annotated[
+        Literal["bf16", "int8", "int4"] | None,
+        typer.Option(help="Format of the weights; as stored (bf16 for a shape) when left out."),
+    ] = None,
+    kv_cache: Annotated[
+        Literal["bf16", "int8"] | None, typer.Option(help="Format of keys and values in the cache.")
+    ] = None,
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 512,
+    decode: Annotated[int, typer.Option(min=1, help="Tokens to decode after a prompt.")] = 64,
+    depth: Annotated[
+        list[int] | None, typer.Option(min=1, help="Also decode after a prompt this long; may be repeated.")
+    ] = None,
+    concurrency: Annotated[
+        list[int] | None, typer.Option(min=1, help="Also this many prompts at once; may be repeated.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads; all cores of this process when left out.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; the table has their medians.")] = 3,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write all numbers as JSON.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds an engine may take for one answer.")] = 900.0,
+    lock: Annotated[
+        Path | None,
+        typer.Option(help="Hold this file locked while measuring, so that jobs that use it keep off."),
+    ] = None,
+    device: options.Device = "auto",
+    offline: options.Offline = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Measure a model on this machine.
+
+    Prompt and decoding speed, first token, many prompts at once, load time and memory; random tokens,
+    greedy, end tokens ignored. Bandwidth and peak of the machine are measured in the same run, and shares
+    are of those.
+    """
+    name = chosen_model(model, model_option)
+    if shape is not None and name is not None:
+        raise typer.BadParameter("Give MODEL or --shape, not both.")
+    from qwenkit.bench.workload import Workload
+
+    workload = Workload(prompt, decode, tuple(depth or ()), tuple(concurrency or ()), repeats)
+    job = {
+        "model": name, "shape": shape, "weights": weights, "kv_cache": kv_cache, "threads": threads,
+        "device": device, "offline": offline, "context": workload.context, "sequences": workload.sequences,
+        "cache_tokens": workload.cache_tokens,
+    }  # fmt: skip
+    _check_writable(json_file)
+    say = (lambda text: None) if quiet else (lambda text: typer.secho(text, dim=True, err=True))
+    summary = measure(job, workload, timeout_s=timeout, lock=lock, say=say)
+    if json_file is not None:
+        json_file.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _show(summary)
+
+
+def measure(job: dict[str, Any], workload: Workload, **options: Any) -> dict[str, Any]:
+    """Run everything; the summary of bench/summary.py. options: those of Rounds."""
+    import sys
+
+    from qwenkit.bench import own
+    from qwenkit.bench.rounds import OWN, Contender, Rounds
+    from qwenkit.bench.summary import summarize
+    from qwenkit.cli.machine import cores, cpu_fields, cpu_name
+
+    usable, _ = cores()
+    contenders = [Contender(OWN, sys.executable, Path(own.__file__), job)]
+    rounds = Rounds(contenders, workload, **options)
+    rounds.run()
+    return summarize(rounds, {"cpu": cpu_name(cpu_fields()), "cores": usable})
+
+
+def _check_writable(path: Path | None) -> None:
+    """Before minutes of measuring, not after."""
+    if path is None:
+        return
+    try:
+        with path.open("a"):
+            pass
+    except OSError as error:
+        raise RequestError(f"Cannot write {path}: {error.strerror}.", "Name another file.") from error
+
+
+def _show(summary: dict[str, Any]) -> None:
+    import sys
+
+    from rich.console import Console
+
+    from qwenkit.bench.report import show
+    from qwenkit.cli.terminal import is_terminal
+
+    if is_terminal(sys.stdout):
+        show(summary, Console(highlight=False))
+        return
+    console = Console(highlight=False, width=200)
+    with console.capture() as captured:
+        show(summary, console)
+    for line in captured.get().splitlines():
+        typer.echo(line.rstrip())
