@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qwenkit.model import Batch, CausalLM, ModelConfig
+from qwenkit.model import CausalLM, ModelConfig, TokenBatch
 
 END, START, STOP, EXTRA = 256, 257, 258, 259
 SPECIAL = {"<|endoftext|>": END, "<|im_start|>": START, "<|im_end|>": STOP, "<|extra_0|>": EXTRA}
@@ -37,13 +37,15 @@ class ScriptedLM(CausalLM):
         self.poison: float | None = None
         self.interrupt_at: int | None = None
 
-    def forward(self, tokens: Tensor, batch: Batch, last: int = 0) -> Tensor:
+    def forward(self, tokens: Tensor, batch: TokenBatch, last: int = 0, at: Tensor | None = None) -> Tensor:
         self.passes += 1
         if self.passes == self.interrupt_at:
             raise KeyboardInterrupt
-        logits = torch.zeros(tokens.shape[0], 1, self.shape.vocab_size)
-        for row, position in enumerate(batch.positions[:, -1].tolist()):
-            logits[row, 0, self.script[position + 1 - self.prompt_length]] = 50.0
+        slots = [tokens.shape[1] - 1] if at is None else at.tolist()
+        logits = torch.zeros(1, len(slots), self.shape.vocab_size)
+        for i, slot in enumerate(slots):
+            said = int(batch.positions[0, slot]) + 1 - self.prompt_length
+            logits[0, i, self.script[min(said, len(self.script) - 1)]] = 50.0
         if self.poison is not None:
-            logits[0, 0, 3] = self.poison
+            logits[0, :1, 3] = self.poison
         return logits

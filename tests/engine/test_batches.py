@@ -1,19 +1,14 @@
-"""A batch gives what each of its prompts gives alone, in bounded memory; streams can be left at any time."""
+"""Requests that run together give what each gives alone, in bounded memory."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from qwenkit.core import Completion, GenerationConfig, QwenkitError, SamplingParams
+from qwenkit.core import Completion, ContextLengthError, QwenkitError, SamplingParams
 from qwenkit.engine import Qwen
-from qwenkit.engine.plan import plan_batches
-from qwenkit.engine.request import Request
 from qwenkit.engine.vocabulary import Vocabulary
 from qwenkit.model import Batch, CausalLM
 
@@ -49,7 +44,7 @@ def restated_greedy(model: CausalLM, prompt: list[int], steps: int, vocabulary: 
 def test_greedy_equals_a_restatement_without_cache_or_batch(tiny, byte_tokenizer, chunk):
     """The lengths lie on both sides of tiny_v1's training length of 32, and of twice that."""
     many = prompts([1, 5, 20, 31, 33, 60, 66, 9])
-    qwen = Qwen(tiny, byte_tokenizer, prefill_chunk=chunk)
+    qwen = Qwen(tiny, byte_tokenizer, step_tokens=chunk, max_running=3, block_tokens=4)
     ours = qwen.generate_ids(many, GREEDY, ignore_eos=True)
     for prompt, completion in zip(many, ours, strict=True):
         assert list(completion.token_ids) == restated_greedy(tiny, prompt, 24, len(byte_tokenizer))
@@ -65,44 +60,57 @@ def test_a_batch_equals_its_single_runs(tiny, byte_tokenizer, params):
     assert len({completion.token_ids for completion in together}) == 6
 
 
-@pytest.mark.parametrize("limit", [1, 60, 130, 400])
-def test_memory_bound_does_not_change_results(tiny, byte_tokenizer, limit):
+@pytest.mark.parametrize("kv_cache", ["auto", "int8", "int8-affine"])
+@pytest.mark.parametrize("tokens", [64, 120, 400])
+def test_a_small_cache_does_not_change_results(tiny, byte_tokenizer, tokens, kv_cache):
+    """Requests wait and are preempted and computed anew; the longest just fits."""
     many = prompts([9, 30, 2, 45, 16], seed=2)
     params = SamplingParams(temperature=1.0, seed=3, n=3, max_tokens=12, logprobs=1)
-    free = Qwen(tiny, byte_tokenizer).generate_ids(many, params)
-    bound = Qwen(tiny, byte_tokenizer, max_batch_tokens=limit).generate_ids(many, params)
+    options = {"kv_cache": kv_cache, "block_tokens": 8}
+    free = Qwen(tiny, byte_tokenizer, **options).generate_ids(many, params)
+    bound = Qwen(tiny, byte_tokenizer, cache_tokens=tokens, **options).generate_ids(many, params)
     for a, b in zip(free, bound, strict=True):
         assert [c.token_ids for c in a.choices] == [c.token_ids for c in b.choices]
         assert [c.text for c in a.choices] == [c.text for c in b.choices]
-        assert a.usage == b.usage
+        assert a.usage.total_tokens == b.usage.total_tokens
 
 
-@settings(max_examples=100, deadline=None)
-@given(
-    st.lists(st.tuples(st.integers(1, 60), st.integers(1, 30), st.integers(1, 5)), max_size=12),
-    st.integers(1, 400),
-)
-def test_plan_places_every_sequence_once_within_the_bound(tiny_qwen2, byte_tokenizer, shapes, limit):
-    vocabulary = Vocabulary(byte_tokenizer, 272)
-    requests = [
-        Request(
-            [0] * length,
-            SamplingParams(max_tokens=reply, n=n),
-            config=tiny_qwen2.shape,
-            vocabulary=vocabulary,
-            defaults=SamplingParams(),
-        )
-        for length, reply, n in shapes
-    ]
-    batches = plan_batches(requests, limit)
-    placed = [sequence for batch in batches for share in batch for sequence in share.sequences]
-    assert sorted(map(id, placed)) == sorted(id(s) for r in requests for s in r.sequences)
-    for batch in batches:
-        rows = sum(len(share.sequences) for share in batch)
-        width = max(len(share.request.prompt_ids) for share in batch)
-        reply = max(share.request.max_tokens for share in batch)
-        assert rows == 1 or rows * (width + reply) <= limit
-        assert all(s.prompt_ids == share.request.prompt_ids for share in batch for s in share.sequences)
+def test_what_can_never_fit_is_refused_with_the_numbers(tiny_qwen2, byte_tokenizer):
+    qwen = Qwen(tiny_qwen2, byte_tokenizer, cache_tokens=60, block_tokens=8)
+    with pytest.raises(ContextLengthError, match=r"50 tokens and max_tokens is 20, 70 .*cache.* 64 .*=14"):
+        qwen.generate("x" * 50, max_tokens=20)
+    assert len(qwen.generate("x" * 60, ignore_eos=True).token_ids) == 4  # a default is lowered to what fits
+
+
+@pytest.mark.parametrize(("kv_cache", "most"), [("int8", 0.1), ("int8-affine", 0.1), ("int8-original", 0.3)])
+def test_eight_bit_caches_change_little_but_something(tiny_v1, byte_tokenizer, kv_cache, most):
+    (ids,) = prompts([60])
+    exact = torch.tensor(Qwen(tiny_v1, byte_tokenizer).score(ids))
+    rough = torch.tensor(Qwen(tiny_v1, byte_tokenizer, kv_cache=kv_cache).score(ids))
+    assert 1e-4 < (rough - exact).abs().max() < most
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_scores_are_those_of_the_whole_text_at_once(tiny, byte_tokenizer, chunk):
+    from qwenkit.model import Batch, ntk_alpha
+
+    (ids,) = prompts([100], seed=5)
+    shape = tiny.shape
+    alpha = ntk_alpha(100, shape.seq_length) if shape.dynamic_ntk else 1.0
+    with torch.inference_mode():
+        logits = tiny(torch.tensor([ids]), Batch.make(1, 100, ntk_alpha=(alpha,)))[0, :-1, :260].double()
+    expected = logits.log_softmax(-1)[torch.arange(99), ids[1:]].tolist()
+    assert Qwen(tiny, byte_tokenizer).score(ids, chunk=chunk) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_window_hides_what_lies_before_it(tiny_qwen2, byte_tokenizer):
+    """With one layer that sees 4 tokens, what came earlier does not matter; with two it seeps through."""
+    a, b = prompts([40, 40], seed=9)
+    a[-8:] = b[-8:]
+    last = [Qwen(tiny_qwen2, byte_tokenizer, attention_window=4).score(ids)[-1] for ids in (a, b)]
+    assert last[0] == pytest.approx(last[1], abs=1e-6)
+    last = [Qwen(tiny_qwen2, byte_tokenizer, attention_window=[4, None]).score(ids)[-1] for ids in (a, b)]
+    assert last[0] != pytest.approx(last[1], abs=1e-6)
 
 
 def test_choices_of_one_prompt_differ_and_repeat_with_the_seed(tiny, byte_tokenizer):
@@ -146,24 +154,13 @@ def test_ids_missing_inside_the_vocabulary_are_never_chosen_nor_read(tiny_qwen2,
 
 
 def test_timings_and_usage_are_filled(tiny, byte_tokenizer):
-    qwen = Qwen(tiny, byte_tokenizer, max_batch_tokens=1)  # one prompt after the other
+    qwen = Qwen(tiny, byte_tokenizer, max_running=1)  # one prompt after the other
     first, second = qwen.generate_ids(prompts([30, 20]), GREEDY, ignore_eos=True)
     assert first.usage.prompt_tokens == 30
     assert first.usage.completion_tokens == 24
     assert first.timings.prefill_s > 0
     assert first.timings.decode_s > 0
     assert second.timings.queue_s >= first.timings.prefill_s + first.timings.decode_s
-
-
-def test_closing_a_stream_stops_computing(scripted, byte_tokenizer):
-    model = scripted(b"abcdefgh", prompt_length=2)
-    stream = Qwen(model, byte_tokenizer).generate_stream("xy", max_tokens=8)
-    assert next(stream).text == "a"
-    assert model.passes == 1
-    next(stream)
-    stream.close()
-    assert model.passes == 2
-    assert list(stream) == []
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -181,45 +178,8 @@ def test_padding_rows_may_be_anything(scripted, byte_tokenizer):
     assert Qwen(model, byte_tokenizer).generate("xy", max_tokens=4).text == "abcd"
 
 
-def test_an_interrupt_leaves_the_model_usable(scripted, byte_tokenizer):
-    model = scripted(b"abcdefgh", prompt_length=2)
-    model.interrupt_at = 3
-    qwen = Qwen(model, byte_tokenizer)
-    with pytest.raises(KeyboardInterrupt):
-        qwen.generate("xy", max_tokens=8)
-    assert qwen.generate("xy", max_tokens=8).text == "abcdefgh"
-
-
-def test_ten_threads_get_what_one_gets(tiny_v1, byte_tokenizer):
-    qwen = Qwen(tiny_v1, byte_tokenizer, generation=GenerationConfig(sampling=SAMPLED))
-    queries = [f"question {i}" * (1 + i % 3) for i in range(10)]
-    expected = [qwen.generate(query).text for query in queries]
-    unread = qwen.generate_stream("left alone")
-    next(unread)  # a stream in progress must not block the others
-    found: dict[int, str] = {}
-    threads = [
-        threading.Thread(target=lambda i=i: found.__setitem__(i, qwen.generate(queries[i]).text))
-        for i in range(10)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert [found[i] for i in range(10)] == expected
-    assert "".join(delta.text for delta in unread)
-
-
-def test_streaming_does_not_leave_inference_mode_behind(tiny, byte_tokenizer):
-    stream = Qwen(tiny, byte_tokenizer).generate_stream("abc", max_tokens=5, ignore_eos=True)
-    next(stream)
-    assert not torch.is_inference_mode_enabled()
-    stream.close()
-    assert not torch.is_inference_mode_enabled()
-
-
-@pytest.mark.parametrize(("chunk", "most"), [(1, 2), (7, 7), (1024, 60)])
-def test_no_pass_reads_more_tokens_than_the_chunk(tiny, byte_tokenizer, monkeypatch, chunk, most):
-    """Two prompts of 30: a chunk covers both rows, and is never less than a token each."""
+@pytest.mark.parametrize("most", [2, 7, 60])
+def test_no_pass_reads_more_tokens_than_allowed(tiny, byte_tokenizer, monkeypatch, most):
     passes: list[int] = []
     inner = tiny.transformer.forward
 
@@ -228,6 +188,7 @@ def test_no_pass_reads_more_tokens_than_the_chunk(tiny, byte_tokenizer, monkeypa
         return inner(tokens, *arguments)
 
     monkeypatch.setattr(tiny.transformer, "forward", counted)
-    Qwen(tiny, byte_tokenizer, prefill_chunk=chunk).generate_ids(prompts([30, 30]), GREEDY, max_tokens=1)
+    qwen = Qwen(tiny, byte_tokenizer, step_tokens=most, max_running=2)
+    qwen.generate_ids(prompts([30, 30]), GREEDY, max_tokens=1)
     assert max(passes) <= most
     assert sum(passes) == 60

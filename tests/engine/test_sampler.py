@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwenkit.core import QwenkitError, SamplingParams
+from qwenkit.core import SamplingParams
 from qwenkit.engine import sampler
 from qwenkit.engine.sampler import Sampler
 
@@ -225,13 +225,18 @@ def test_log_probabilities_are_natural_and_sorted():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_bad_logits_are_an_error_with_a_remedy(bad):
-    logits = torch.zeros(2, 50)
-    sampler.check_finite(logits)
-    sampler.check_finite(torch.full((2, 50), 3e38))  # the sum overflows, no value does
-    logits[1, 7] = bad
-    with pytest.raises(QwenkitError, match=r"1 NaN or infinite logits of 100.*float32"):
-        sampler.check_finite(logits)
+def test_bad_logits_are_an_error_with_a_remedy_for_their_row_alone(bad):
+    logits = torch.zeros(3, 50)
+    assert sampler.bad_rows(logits) == {}
+    logits[1, 7] = logits[1, 9] = bad
+    (found,) = sampler.bad_rows(logits).items()
+    assert found[0] == 1
+    assert "2 NaN or infinite" in found[1].problem
+    assert "dtype" in found[1].remedy
+
+
+def test_large_finite_logits_are_fine():
+    assert sampler.bad_rows(torch.full((2, 4), 3e38)) == {}
 
 
 def test_no_function_changes_its_input():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, overload
 
 import torch
+from tqdm import tqdm
 
 from qwenkit.checkpoint import locate, open_checkpoint
 from qwenkit.core import (
@@ -23,12 +24,15 @@ from qwenkit.core import (
 )
 from qwenkit.engine.conversation import chat_context, messages_prompt, warn_base_model
 from qwenkit.engine.device import Placement, choose_dtype, find_device, parse_dtype
+from qwenkit.engine.engine import Engine
 from qwenkit.engine.explain import describe
-from qwenkit.engine.generate import collect, stream
+from qwenkit.engine.options import ENGINE_OPTIONS, EngineOptions, make_cache
 from qwenkit.engine.request import Request
 from qwenkit.engine.runner import Runner
+from qwenkit.engine.score import log_likelihoods
+from qwenkit.engine.stream import Stream
 from qwenkit.engine.vocabulary import Vocabulary
-from qwenkit.model import CausalLM, ModelConfig
+from qwenkit.model import CausalLM, ModelConfig, ntk_alpha
 from qwenkit.quant import pack_model
 from qwenkit.text import Tokenizer, chatml
 
@@ -36,7 +40,7 @@ _SAMPLING_NAMES = tuple(field.name for field in fields(SamplingParams))
 
 
 class Qwen:
-    """A loaded model. Every method may be called from any thread; calls take turns step by step.
+    """A loaded model. Every method may be called from any thread; requests made meanwhile run together.
 
     Keyword arguments named **sampling are the fields of SamplingParams; given beside `params` they win.
     What neither sets comes from the checkpoint (`generation`). An unknown name raises TypeError.
@@ -59,14 +63,12 @@ class Qwen:
         placement: Placement | None = None,
         quantization: str = "none",
         unpacked: str | None = "the model came as it is",
-        prefill_chunk: int = 1024,
-        max_batch_tokens: int | None = None,
+        **engine: Any,
     ) -> None:
-        """Wrap a model already in memory; `Qwen.load` is the usual way.
-
-        prefill_chunk: most prompt tokens of one forward pass. max_batch_tokens: most cache slots used at
-        once, prompts and replies of all rows; None allows 2 GiB.
-        """
+        """Wrap a model already in memory; `Qwen.load` is the usual way. engine: fields of EngineOptions."""
+        unknown = [name for name in engine if name not in ENGINE_OPTIONS]
+        if unknown:
+            raise TypeError(f"Unknown option {unknown[0]!r}; known are {', '.join(ENGINE_OPTIONS)}.")
         weight = model.transformer.wte.weight
         self.model = model.eval()
         self.tokenizer = tokenizer
@@ -78,10 +80,15 @@ class Qwen:
         self.placement = placement or Placement(weight.device, weight.dtype)
         self.quantization = quantization
         self.unpacked = unpacked  # why torch runs some linear layers; None if kernels run all
-        self._runner = Runner(
-            model, Vocabulary(tokenizer, self.config.vocab_size),
-            prefill_chunk=prefill_chunk, max_batch_tokens=max_batch_tokens,
-        )  # fmt: skip
+        self.options = EngineOptions(**engine)
+        self.engine = Engine(
+            model,
+            Vocabulary(tokenizer, self.config.vocab_size),
+            make_cache(model, self.options),
+            max_running=self.options.max_running,
+            step_tokens=self.options.step_tokens,
+            max_waiting=self.options.max_waiting,
+        )
         self._warned_base = False
 
     @classmethod
@@ -93,12 +100,14 @@ class Qwen:
         dtype: str | torch.dtype = "auto",
         offline: bool = False,
         progress: bool | None = None,
+        **engine: Any,
     ) -> Qwen:
         """Load a checkpoint folder, a GGUF file, a hub name (org/name), or, with None, the small demo model.
 
         device: auto (CUDA, else Apple GPU, else CPU), cpu, cuda, cuda:N, mps. dtype: auto, bfloat16,
         float16, float32; `explain()` says what auto chose and why. offline: never touch the network.
-        progress: show a bar on stderr; None shows it on a terminal.
+        progress: show a bar on stderr; None shows it on a terminal. engine: fields of EngineOptions, as
+        kv_cache="int8".
 
         Raises RequestError for a device or dtype that is not available, CheckpointError, ConfigError,
         TokenizerError or UnsupportedError for a folder that cannot be read, DownloadError.
@@ -124,6 +133,7 @@ class Qwen:
             placement=Placement(where, number_format, device_reason, dtype_reason),
             quantization=checkpoint.quantization,
             unpacked=unpacked,
+            **engine,
         )
 
     @property
@@ -161,7 +171,7 @@ class Qwen:
         if asked.n != 1:
             raise RequestError(f"chat returns one reply, n is {asked.n}.", "Use complete_chat for several.")
         request = self._chat_request(query, history, system, max_window_size, asked)
-        reply = collect(self._runner, [request])[0].text
+        reply = self.engine.submit(request, wait=True).result().text
         return reply, [*copy.deepcopy(list(history or [])), (query, reply)]
 
     def chat_stream(
@@ -185,7 +195,8 @@ class Qwen:
         self, messages: Sequence[Message], params: SamplingParams | None = None, **sampling: Any
     ) -> Completion:
         """The assistant's next turn after `messages`; nothing is trimmed."""
-        return collect(self._runner, [self._messages_request(messages, _merge(params, sampling))])[0]
+        request = self._messages_request(messages, _merge(params, sampling))
+        return self.engine.submit(request, wait=True).result()
 
     def stream_messages(
         self, messages: Sequence[Message], params: SamplingParams | None = None, **sampling: Any
@@ -256,12 +267,49 @@ class Qwen:
             self._request(ids, asked, name=f"Prompt {i} of {len(prompts)}" if many else "The prompt")
             for i, ids in enumerate(prompts, start=1)
         ]
-        return collect(self._runner, requests)
+        streams: list[Stream] = []
+        try:
+            for request in requests:
+                streams.append(self.engine.submit(request, wait=True))
+            return [stream.result() for stream in streams]
+        finally:
+            for stream in streams:
+                stream.close()
+
+    def score(
+        self, text: str | Sequence[int], *, chunk: int | None = None, progress: bool = False
+    ) -> list[float]:
+        """Natural-log probability of each token of `text` after the first, given all before it.
+
+        text: a string, or token ids; at most config.context_length tokens. exp of minus the mean is the
+        perplexity. chunk: tokens of one pass, default step_tokens; it changes nothing but memory and speed.
+        Uses the kernels and the kind of cache that requests use, and takes turns with them.
+        """
+        ids = self._encode(text, parse_special=False) if isinstance(text, str) else list(text)
+        vocabulary, limit = self.engine.vocabulary, self.config.context_length
+        vocabulary.check(ids, "The text")
+        if not 2 <= len(ids) <= limit:
+            raise RequestError(f"The text has {len(ids)} tokens.", f"2 to {limit} can be scored at once.")
+        options = replace(self.options, cache_tokens=len(ids))
+        runner = Runner(self.model, make_cache(self.model, options))
+        alpha = ntk_alpha(len(ids), self.config.seq_length) if self.config.dynamic_ntk else 1.0
+        with tqdm(total=len(ids), unit="token", disable=not progress) as bar:
+            scores = log_likelihoods(
+                runner,
+                vocabulary,
+                ids,
+                ntk_alpha=alpha,
+                chunk=chunk or self.options.step_tokens,
+                exclusively=self.engine.exclusively,
+                progress=bar.update,
+            )
+        found: list[float] = scores.tolist()
+        return found
 
     # From words to requests
 
     def _deltas(self, request: Request) -> Iterator[Delta]:
-        return (delta for _, delta in stream(self._runner, [request]))
+        return iter(self.engine.submit(request, wait=True))
 
     def _encode(self, text: str, parse_special: bool) -> list[int]:
         if not isinstance(text, str):
@@ -303,11 +351,12 @@ class Qwen:
             ids,
             params,
             config=self.config,
-            vocabulary=self._runner.vocabulary,
+            vocabulary=self.engine.vocabulary,
             defaults=self.generation.sampling,
             end_ids={*self.generation.stop_token_ids, *chatml.stop_token_ids(self.tokenizer, chat_format)},
             name=name,
             dropped_turns=dropped_turns,
+            cache_tokens=self.engine.cache.tokens,
         )
 
     def _warn_base(self) -> None:

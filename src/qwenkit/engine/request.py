@@ -35,11 +35,13 @@ class Request:
         end_ids: Collection[int] = (),
         name: str = "The prompt",
         dropped_turns: int = 0,
+        cache_tokens: int | None = None,
     ) -> None:
         """Fill `params` from `defaults` and check everything; `name` is how errors speak of the prompt.
 
+        cache_tokens: what the KV cache holds at most, where that is less than the model's context.
         Raises RequestError for an empty prompt or ids without text, ContextLengthError when prompt and
-        max_tokens exceed config.context_length. A max_tokens that only the defaults ask for is lowered
+        max_tokens exceed the context or the cache. A max_tokens that only the defaults ask for is lowered
         to what fits; one the caller asked for never is.
         """
         self.prompt_ids = tuple(prompt_ids)
@@ -48,12 +50,16 @@ class Request:
         vocabulary.check(self.prompt_ids, name)
         vocabulary.check(params.logit_bias, "logit_bias")
         vocabulary.check(params.stop_token_ids, "stop_token_ids")
-        max_tokens = _room(len(self.prompt_ids), params.max_tokens, defaults.max_tokens, config, name)
+        limit, what = config.context_length, "context of this model"
+        if cache_tokens is not None and cache_tokens < limit:
+            limit, what = cache_tokens, "KV cache (cache_tokens)"
+        max_tokens = _room(len(self.prompt_ids), params.max_tokens, defaults.max_tokens, limit, what, name)
         resolved = replace(params, max_tokens=max_tokens).with_defaults(defaults)
         self.params = resolved.with_defaults(NEUTRAL)
         self.ntk_alpha = ntk_alpha(len(self.prompt_ids), config.seq_length) if config.dynamic_ntk else 1.0
         self.max_tokens = max_tokens
         self.dropped_turns = dropped_turns
+        self.cached_tokens = 0  # of the prompt, found in the cache
         self.sequences = [
             TokenSequence(self.prompt_ids, self.params, vocabulary.tokenizer, end_ids=end_ids, index=i)
             for i in range(self.params.n)
@@ -69,7 +75,8 @@ class Request:
 
     def completion(self) -> Completion:
         """What came of it, so far."""
-        usage = Usage(len(self.prompt_ids), sum(sequence.sampled for sequence in self.sequences))
+        sampled = sum(sequence.sampled for sequence in self.sequences)
+        usage = Usage(len(self.prompt_ids), sampled, self.cached_tokens)
         started = self.arrived if self.started is None else self.started
         first = started if self.first_token is None else self.first_token
         ended = first if self.ended is None else self.ended
@@ -78,19 +85,18 @@ class Request:
         return Completion(choices, usage, timings, self.dropped_turns)
 
 
-def _room(prompt: int, asked: int | None, default: int | None, config: ModelConfig, name: str) -> int:
-    """Tokens the reply may have."""
-    limit = config.context_length
+def _room(prompt: int, asked: int | None, default: int | None, limit: int, what: str, name: str) -> int:
+    """Tokens the reply may have, where `what` holds `limit` tokens."""
     left = limit - prompt
     if left < 1:
         raise ContextLengthError(
-            f"{name} has {prompt} tokens; the context of this model is {limit} tokens for prompt and reply.",
+            f"{name} has {prompt} tokens; the {what} is {limit} tokens for prompt and reply.",
             f"Shorten it by at least {1 - left} tokens.",
         )
     if asked is not None and asked > left:
         raise ContextLengthError(
             f"{name} has {prompt} tokens and max_tokens is {asked}, {prompt + asked} together; "
-            f"the context of this model is {limit} tokens.",
+            f"the {what} is {limit} tokens.",
             f"Ask for at most max_tokens={left}, or shorten the prompt by {asked - left} tokens.",
         )
     if asked is not None:

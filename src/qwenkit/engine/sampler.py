@@ -120,17 +120,20 @@ def greedy(logits: Tensor) -> int:
     return int((logits == logits.amax()).nonzero()[0, 0])  # four times as fast as argmax on a CPU
 
 
-def check_finite(logits: Tensor) -> None:
-    """Raise QwenkitError if any logit [..., rows] is NaN or infinite: sampling from it yields garbage."""
+def bad_rows(logits: Tensor) -> dict[int, QwenkitError]:
+    """The rows of logits [n, vocab] that hold a NaN or infinity, each with the error its reader gets."""
     if math.isfinite(float(logits.sum(dtype=torch.float32))):  # one quick pass, exact confirmation below
-        return
-    bad = int((~logits.isfinite()).sum())
-    if bad:
-        raise QwenkitError(
-            f"The model produced {bad} NaN or infinite logits of {logits.numel()}.",
+        return {}
+    counts = (~logits.isfinite()).sum(-1).tolist()
+    return {
+        i: QwenkitError(
+            f"The model produced {count} NaN or infinite logits of {logits.shape[-1]}.",
             "Try dtype='bfloat16' or 'float32' (float16 overflows on some models); "
             "if it persists the checkpoint is damaged.",
         )
+        for i, count in enumerate(counts)
+        if count
+    }
 
 
 def log_probabilities(logits: Tensor, token: int, top: int) -> tuple[float, list[tuple[int, float]]]:
