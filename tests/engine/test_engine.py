@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -250,6 +251,43 @@ def test_more_choices_than_run_at_once(tiny_v1, byte_tokenizer):
     many = Qwen(tiny_v1, byte_tokenizer, max_running=4).generate_ids([[1, 2, 3]], params)[0]
     assert many.choices == Qwen(tiny_v1, byte_tokenizer).generate_ids([[1, 2, 3]], params)[0].choices
     assert len({choice.token_ids for choice in many.choices}) == 9
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+def test_guesses_change_no_text(tiny_v1, byte_tokenizer, temperature):
+    """Repetition is made likely, so that guesses are tried; stop strings may end a text within one."""
+    many = [[i, 2 * i, 7] * 8 for i in range(6)]
+    params = SamplingParams(temperature=temperature, seed=1, max_tokens=60, ignore_eos=True)
+    params = replace(params, logit_bias={7: 4.0, 97: 4.0, 2: 3.0}, logprobs=1, n=2)
+    found, steps = {}, {}
+    for speculate in ("off", "ngram"):
+        qwen = Qwen(tiny_v1, byte_tokenizer, speculate=speculate)
+        found[speculate] = (
+            qwen.generate_ids(many, params),
+            qwen.generate_ids(many, params, stop=("aa", "\x07")),
+        )
+        settle(lambda qwen=qwen: idle(qwen))
+        steps[speculate] = qwen.engine.stats().steps
+    for plain, guessed in zip(found["off"], found["ngram"], strict=True):
+        for a, b in zip(plain, guessed, strict=True):
+            assert [(c.text, c.token_ids, c.stop_reason) for c in a.choices] == [
+                (c.text, c.token_ids, c.stop_reason) for c in b.choices
+            ]
+    assert steps["ngram"] < steps["off"]
+
+
+def test_copied_text_takes_few_passes(scripted, byte_tokenizer):
+    script = b"the quick brown fox. " * 10
+    passes = {}
+    for speculate in ("off", "ngram"):
+        model = scripted(script, prompt_length=2)
+        assert (
+            Qwen(model, byte_tokenizer, speculate=speculate).generate("xy", max_tokens=200).text
+            == script[:200].decode()
+        )
+        passes[speculate] = model.passes
+    assert passes["off"] == 200
+    assert passes["ngram"] < 60
 
 
 def test_priorities_go_first(scripted, byte_tokenizer):

@@ -42,11 +42,29 @@ def describe(qwen: Qwen) -> str:
         "kernels": _kernels(qwen),
         "context": f"{config.context_length} tokens, trained at {config.seq_length}"
         + (f" ({' and '.join(long)} beyond)" if long else ""),
-        "KV cache": f"{dtype}, {config.kv_bytes_per_token(place.dtype.itemsize) / 1024:.0f} KiB a token",
+        "KV cache": _cache(qwen),
+        "requests": _requests(qwen),
         "sampling": f"temperature {sampling.temperature}, top_p {sampling.top_p}, top_k {sampling.top_k}, "
         f"repetition_penalty {sampling.repetition_penalty}, max_tokens {sampling.max_tokens}",
     }
     return "\n".join(f"{name}: {value}" for name, value in lines.items())
+
+
+def _cache(qwen: Qwen) -> str:
+    cache, shape = qwen.engine.cache, qwen.engine.cache.shape
+    kept = str(shape.dtype).removeprefix("torch.") if shape.format == "float" else shape.format
+    windows = sorted({f"{window}" for window in cache.windows if window is not None})
+    return (
+        f"{kept}, {cache.nbytes / cache.tokens / 1024:.0f} KiB a token, {cache.tokens} tokens "
+        f"({cache.nbytes / 2**20:.0f} MiB when full), attention by {cache.layers[0].kernel}"
+        + (f", windows of {', '.join(windows)} tokens" if windows else "")
+    )
+
+
+def _requests(qwen: Qwen) -> str:
+    options = qwen.options
+    guess = "guesses tokens by n-grams" if qwen.engine.speculates else "guesses no tokens"
+    return f"{options.max_running} at once, {options.step_tokens} tokens a step, {guess}"
 
 
 def _kernels(qwen: Qwen) -> str:

@@ -5,17 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from qwenkit.core.errors import RequestError
 from qwenkit.engine.device import parse_dtype
+from qwenkit.engine.draft_length import CostTable
+from qwenkit.engine.ngrams import NgramLookup
 from qwenkit.engine.paged_cache import BLOCK_TOKENS, PagedCache, kv_token_bytes
+from qwenkit.engine.speculate import Speculator
+from qwenkit.engine.threads import uses_native_pool
 from qwenkit.kernels.paged import KV_FORMATS, KVFormat
 from qwenkit.model import CausalLM, ModelConfig
 
 USUAL_CACHE_BYTES = 2 << 30
 """What a cache takes by default, or one full context where that is more and half of the memory allows it."""
+
+ROW_COST = {1: 1.0, 4: 1.2, 8: 1.35, 32: 2.1, 512: 20.0}
+"""Time of a step of so many rows beside that of one row: 4-bit weights, AMX (docs/performance.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +40,9 @@ class EngineOptions:
     attention_window: tokens each layer may look back, itself included, one number for all or one a layer;
         None: all. Not what the model was trained with: it trades quality for speed in long texts.
     block_tokens: grain at which the cache is given out and prompts share their beginnings.
+    speculate: guess several tokens of a reply and check them in one pass, which changes speed and never the
+        text. "ngram" guesses what followed the same words earlier in the text; "auto" does so where the
+        kernels' results do not depend on how many rows they compute; "off".
     """
 
     kv_cache: str = "auto"
@@ -41,12 +52,15 @@ class EngineOptions:
     step_tokens: int = 512
     attention_window: int | Sequence[int | None] | None = None
     block_tokens: int = BLOCK_TOKENS
+    speculate: Literal["auto", "ngram", "off"] = "auto"
 
     def __post_init__(self) -> None:
         for name in ("cache_tokens", "max_running", "max_waiting", "step_tokens", "block_tokens"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise RequestError(f"{name}={value!r}.", "It must be a whole number of at least 1.")
+        if self.speculate not in ("auto", "ngram", "off"):
+            raise RequestError(f"Unknown speculate {self.speculate!r}.", "Choose auto, ngram or off.")
         self.kv_format(None)
 
     def kv_format(self, dtype: torch.dtype | None) -> KVFormat:
@@ -105,6 +119,13 @@ def make_cache(model: CausalLM, options: EngineOptions) -> PagedCache:
         block_size=options.block_tokens,
         windows=options.windows(config.num_layers),
     )
+
+
+def make_speculator(model: CausalLM, options: EngineOptions) -> Speculator | None:
+    """What guesses for `model`, or None."""
+    if options.speculate == "off" or (options.speculate == "auto" and not uses_native_pool(model)):
+        return None
+    return Speculator(NgramLookup(), CostTable(ROW_COST))
 
 
 def usual_cache_tokens(config: ModelConfig, token_bytes: int, device: torch.device) -> int:

@@ -26,7 +26,7 @@ from qwenkit.engine.conversation import chat_context, messages_prompt, warn_base
 from qwenkit.engine.device import Placement, choose_dtype, find_device, parse_dtype
 from qwenkit.engine.engine import Engine
 from qwenkit.engine.explain import describe
-from qwenkit.engine.options import ENGINE_OPTIONS, EngineOptions, make_cache
+from qwenkit.engine.options import ENGINE_OPTIONS, EngineOptions, make_cache, make_speculator
 from qwenkit.engine.request import Request
 from qwenkit.engine.runner import Runner
 from qwenkit.engine.score import log_likelihoods
@@ -88,6 +88,7 @@ class Qwen:
             max_running=self.options.max_running,
             step_tokens=self.options.step_tokens,
             max_waiting=self.options.max_waiting,
+            speculator=make_speculator(model, self.options),
         )
         self._warned_base = False
 

@@ -185,6 +185,14 @@ class Scheduler:
     def stats(self) -> SchedulerStats:
         return SchedulerStats(len(self._waiting), len(self._running), self._preemptions)
 
+    def decoding(self) -> dict[int, Sequence[int]]:
+        """Prompt and reply, not to be kept, of those that draw in the next step if blocks suffice."""
+        return {s.id: s.tokens for s in self._running if s.left == 1 and not s.followers}
+
+    def reading(self) -> int:
+        """Prompt tokens that the running have still to read, at most those of one step."""
+        return min(self.max_step_tokens, sum(sequence.left for sequence in self._prompts))
+
     def add(
         self,
         prompt_ids: Sequence[int],
