@@ -70,9 +70,13 @@ def test_options_reach_the_model() -> None:
         model, "some/model", "-p", "hi", "--system", "Be brief.", "--temperature", "0.5", "--top-p", "0.9",
         "--top-k", "7", "--min-p", "0.1", "--repetition-penalty", "1.2", "--max-tokens", "5", "--seed", "3",
         "--stop", "A", "--stop", "\n", "--device", "cpu", "--dtype", "float32", "--offline",
+        "--kv-cache", "int8", "--cache-tokens", "99",
     )  # fmt: skip
     assert done.exit_code == 0
-    assert model.loaded_with == {"model": "some/model", "device": "cpu", "dtype": "float32", "offline": True}
+    assert model.loaded_with == {
+        "model": "some/model", "device": "cpu", "dtype": "float32", "offline": True,
+        "kv_cache": "int8", "cache_tokens": 99,
+    }  # fmt: skip
     assert model.asked[0]["system"] == "Be brief."
     assert model.asked[0]["params"] == SamplingParams(
         temperature=0.5, top_p=0.9, top_k=7, min_p=0.1, repetition_penalty=1.2, max_tokens=5, seed=3,

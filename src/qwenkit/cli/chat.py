@@ -37,6 +37,8 @@ def chat(
     stop: options.Stop = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    kv_cache: options.KVCache = None,
+    cache_tokens: options.CacheTokens = None,
     offline: options.Offline = False,
     raw: Annotated[bool, typer.Option("--raw", help="Show the reply as it comes, without markdown.")] = False,
     show_prompt: Annotated[
@@ -60,13 +62,14 @@ def chat(
         seed=seed,
         stop=tuple(stop or ()),
     )
+    engine = options.given(kv_cache=kv_cache, cache_tokens=cache_tokens)
     name = chosen_model(model, model_option)
     query = "\n\n".join(part for part in (prompt, piped_text(needed=prompt is None)) if part)
     if not query and (prompt is not None or not is_terminal(sys.stdin)):
         raise typer.BadParameter("There is nothing to ask: give --prompt TEXT, or pipe text into stdin.")
     state: State = ctx.obj
     with loading_line():
-        loaded: ChatModel = state.load(name, device=device, dtype=dtype, offline=offline)
+        loaded: ChatModel = state.load(name, device=device, dtype=dtype, offline=offline, **engine)
     if query:
         ask_once(loaded, query, system=system, params=params, show_prompt=show_prompt, quiet=quiet)
     else:

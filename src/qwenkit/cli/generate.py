@@ -41,6 +41,8 @@ def generate(
     ] = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    kv_cache: options.KVCache = None,
+    cache_tokens: options.CacheTokens = None,
     offline: options.Offline = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -63,11 +65,12 @@ def generate(
         n=n,
         logprobs=logprobs,
     )
+    engine = options.given(kv_cache=kv_cache, cache_tokens=cache_tokens)
     name = chosen_model(model, model_option)
     text = prompt_text(prompt, file)
     state: State = ctx.obj
     with loading_line():
-        loaded: ChatModel = state.load(name, device=device, dtype=dtype, offline=offline)
+        loaded: ChatModel = state.load(name, device=device, dtype=dtype, offline=offline, **engine)
     if loaded.notice and not quiet:
         typer.echo(loaded.notice, err=True)
     if as_json:

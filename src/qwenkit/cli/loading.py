@@ -54,11 +54,11 @@ Loader: TypeAlias = Callable[..., Any]
 """Brings a model or opens a checkpoint by name, path or None. Raises QwenkitError."""
 
 
-def load_qwen(model: str | None, *, device: str, dtype: str, offline: bool) -> ChatModel:
-    """The real loader; torch is imported here and not before."""
+def load_qwen(model: str | None, *, device: str, dtype: str, offline: bool, **engine: Any) -> ChatModel:
+    """The real loader; torch is imported here and not before. engine: as of Qwen.load."""
     from qwenkit.engine import Qwen
 
-    return Qwen.load(model, device=device, dtype=dtype, offline=offline, progress=None)
+    return Qwen.load(model, device=device, dtype=dtype, offline=offline, progress=None, **engine)
 
 
 def open_located(model: str | None, *, offline: bool) -> Checkpoint:
@@ -73,7 +73,7 @@ def open_located(model: str | None, *, offline: bool) -> Checkpoint:
 class State:
     """What one run of the command line shares: how models come, and whether tracebacks are shown.
 
-    load: (model, *, device, dtype, offline) -> ChatModel; open: (model, *, offline) -> Checkpoint.
+    load: (model, *, device, dtype, offline, ...) -> ChatModel; open: (model, *, offline) -> Checkpoint.
     """
 
     load: Loader = field(default=load_qwen)

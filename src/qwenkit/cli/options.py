@@ -38,8 +38,20 @@ Stop = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
 Dtype = Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")]
+KVCache = Annotated[
+    str | None,
+    typer.Option("--kv-cache", help="Keys and values: auto (as dtype), int8, int8-affine or int8-original."),
+]
+CacheTokens = Annotated[
+    int | None, typer.Option("--cache-tokens", help="Most tokens the KV cache holds; by memory if left out.")
+]
 Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notices on stderr, only warnings and errors.")]
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """Those that are not None: what is left out is decided elsewhere."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def sampling_params(**values: Any) -> SamplingParams:
