@@ -38,29 +38,39 @@ def write_model(
     metadata: dict[str, Any] | None = None,
     general: dict[str, Any] | None = None,
     split: int = 0,
+    biases: bool = True,
     load: bool = True,
 ) -> tuple[Path, CausalLM]:
     """A random model as a GGUF file, and the same model with the weights the file stands for.
 
-    metadata overrides keys of the architecture, general any others; split: tensors a part.
+    metadata overrides keys of the architecture, general any others; split: tensors a part. Of arch
+    "llama" queries and keys are stored as the converter of llama.cpp orders them; biases: False leaves
+    them out and sets them to zero in the model.
     load=False: the caller only opens the file, so tensors may contradict the metadata.
     """
     shared = {"num_kv_heads": 4} if arch == "qwen" else {}
-    model = small_model(architecture=arch, tied_embeddings=tied, vocab_size=320, **shared)
+    ours = "qwen2" if arch == "llama" else arch
+    model = small_model(architecture=ours, tied_embeddings=tied, vocab_size=320, **shared)
     config = model.shape
+    orders: dict[str, np.ndarray] = {}  # of rows, where the file has its own
     parts: dict[str, torch.Tensor] = {"token_embd.weight": model.transformer.wte.weight}
     if not tied:
         parts["output.weight"] = model.lm_head.weight
     parts["output_norm.weight"] = model.transformer.ln_f.weight
     for n, block in enumerate(model.transformer.h):
         sizes = [config.num_heads * 16, config.num_kv_heads * 16, config.num_kv_heads * 16]
-        for suffix in ("weight", "bias"):
+        if not biases:
+            block.attn.c_attn.bias.zero_()
+        for suffix in ("weight", "bias") if biases else ("weight",):
             fused = getattr(block.attn.c_attn, suffix)
             if arch == "qwen":
                 parts[f"blk.{n}.attn_qkv.{suffix}"] = fused
             else:
                 for letter, rows in zip("qkv", fused.split(sizes), strict=True):
                     parts[f"blk.{n}.attn_{letter}.{suffix}"] = rows
+                    if arch == "llama" and letter in "qk":
+                        order = np.arange(len(rows)).reshape(-1, 2, 8).swapaxes(1, 2).ravel()
+                        orders[f"blk.{n}.attn_{letter}.{suffix}"] = order
         parts[f"blk.{n}.attn_output.weight"] = block.attn.c_proj.weight
         parts[f"blk.{n}.attn_norm.weight"] = block.ln_1.weight
         parts[f"blk.{n}.ffn_norm.weight"] = block.ln_2.weight
@@ -100,9 +110,11 @@ def write_model(
             writer.add_uint32(key, value)
     for name, value in parts.items():
         array = value.detach().numpy()
+        order = orders.get(name, np.arange(len(array)))
+        array = array[order]
         if array.ndim == 2 and kind != "F32":
             packed = gguf.quantize(array, quant)
-            value.data.copy_(torch.from_numpy(gguf.dequantize(packed, quant)))
+            value.data[order] = torch.from_numpy(gguf.dequantize(packed, quant))
             writer.add_tensor(name, packed, raw_dtype=quant)
         else:
             writer.add_tensor(name, np.ascontiguousarray(array))

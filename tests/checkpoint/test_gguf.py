@@ -110,6 +110,53 @@ def test_model_computes_what_its_weights_say(tmp_path, arch, kind):
     torch.testing.assert_close(ours, logits(model, ids), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["F32", "Q8_0"])
+@pytest.mark.parametrize("biases", [False, True])
+def test_a_llama_is_the_same_block_in_other_clothes(tmp_path, kind, biases, monkeypatch):
+    monkeypatch.setenv("QWENKIT_CACHE", str(tmp_path / "cache"))
+    path, model = write_model(tmp_path / "model.gguf", arch="llama", kind=kind, biases=biases, tied=True)
+    ids = torch.arange(20)[None]
+    for known in (None, "ab12"):  # from the file, and by way of the cache
+        checkpoint = open_checkpoint(path, content_hash=known)
+        ours = logits(checkpoint.load_model(dtype=torch.float32), ids)
+        torch.testing.assert_close(ours, logits(model, ids), atol=1e-4, rtol=1e-4)
+    assert checkpoint.config.architecture == "qwen2"
+    stored = {entry.name for entry in checkpoint.entries() if entry.nbytes}
+    assert ("blk.1.attn_q.bias" in stored) == biases
+
+
+def test_a_llama_says_itself_where_it_ends_and_samples_nothing(tmp_path):
+    template = "{{ '<|im_start|>system\nBe brief.<|im_end|>' }}"
+    keys = {"tokenizer.ggml.eos_token_id": 259, "tokenizer.chat_template": template}
+    path, _ = write_model(tmp_path / "chat.gguf", arch="llama", general=keys, load=False)
+    chat = open_checkpoint(path)
+    assert chat.is_chat
+    assert (chat.generation.stop_token_ids, chat.generation.default_system) == ((259,), "Be brief.")
+    path, _ = write_model(
+        tmp_path / "base.gguf", arch="llama", general={"tokenizer.ggml.eos_token_id": 257}, load=False
+    )
+    base = open_checkpoint(path)
+    assert not base.is_chat
+    assert base.generation.stop_token_ids == (257,)
+    assert base.generation.sampling.temperature == 0
+    path, _ = write_model(
+        tmp_path / "bad.gguf", arch="llama", general={"tokenizer.ggml.eos_token_id": 999}, load=False
+    )
+    with pytest.raises(CheckpointError, match="eos_token_id is 999, the vocabulary has 260"):
+        open_checkpoint(path)
+
+
+def test_what_a_llama_may_have_and_we_have_not_is_refused(tmp_path):
+    path, _ = write_model(tmp_path / "p.gguf", arch="llama", metadata={"rope.dimension_count": 8}, load=False)
+    with pytest.raises(UnsupportedError, match="8 of 16 channels"):
+        open_checkpoint(path)
+    path, _ = write_model(tmp_path / "m.gguf", arch="llama", biases=False)
+    raw = path.read_bytes()
+    path.write_bytes(raw.replace(b"blk.1.ffn_norm.weight", b"blk.1.ffn_none.weight"))
+    with pytest.raises(CheckpointError, match=r"blk\.1\.ffn_norm\.weight"):
+        open_checkpoint(path).load_model(dtype=torch.float32)
+
+
 def test_tied_model_has_no_output_tensor(tmp_path):
     path, model = write_model(tmp_path / "model.gguf", tied=True)
     loaded = open_checkpoint(path).load_model(dtype=torch.float32)
@@ -188,8 +235,8 @@ def test_tokenizer_and_stops_come_from_the_metadata(tmp_path):
 
 
 def test_other_architectures_types_and_tokenizers_are_named(tmp_path):
-    path, _ = write_model(tmp_path / "l.gguf", general={"general.architecture": "llama"}, load=False)
-    with pytest.raises(UnsupportedError, match="'llama'"):
+    path, _ = write_model(tmp_path / "l.gguf", general={"general.architecture": "gemma"}, load=False)
+    with pytest.raises(UnsupportedError, match="'gemma'"):
         open_checkpoint(path)
     block = np.zeros((2, 256 // 32 * 18), dtype=np.uint8)
     path = write_tensors(tmp_path / "iq.gguf", {"odd": (block, gguf.GGMLQuantizationType.IQ4_NL)})
@@ -310,15 +357,16 @@ def test_random_bytes_after_the_magic(tmp_path, raw):
 
 
 @pytest.fixture(scope="module")
-def whole_file(tmp_path_factory) -> bytes:
-    path, _ = write_model(tmp_path_factory.mktemp("fuzz") / "model.gguf", kind="Q8_0")
-    return path.read_bytes()
+def whole_files(tmp_path_factory) -> list[bytes]:
+    folder = tmp_path_factory.mktemp("fuzz")
+    made = [write_model(folder / f"{arch}.gguf", arch=arch, kind="Q8_0")[0] for arch in ("qwen2", "llama")]
+    return [path.read_bytes() for path in made]
 
 
 @FUZZ
 @given(data=st.data())
-def test_damaged_and_truncated_files(tmp_path, whole_file, data):
-    raw = bytearray(whole_file)
+def test_damaged_and_truncated_files(tmp_path, whole_files, data):
+    raw = bytearray(data.draw(st.sampled_from(whole_files)))
     for _ in range(data.draw(st.integers(0, 3))):
         at = data.draw(st.integers(0, 6000))  # the header
         width = data.draw(st.sampled_from([1, 4, 8]))

@@ -15,6 +15,7 @@ from qwenkit.checkpoint.safetensors_writer import write_safetensors
 from qwenkit.core import CheckpointError, GenerationConfig, SamplingParams, UnsupportedError
 from qwenkit.model import Batch
 from qwenkit.text import Tokenizer
+from qwenkit.text.pretokenize import SMOLLM, pretokenizer_of_pattern
 
 IDS = torch.arange(5, 45)[None]
 
@@ -218,3 +219,19 @@ def test_index_lists_every_tensor_and_the_total(tmp_path):
     index = json.loads((tmp_path / "o" / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == 2 * model.shape.parameter_count
     assert len(index["weight_map"]) == 2 * 12 + 3
+
+
+def test_another_way_of_splitting_is_not_written_as_a_rank_file(tmp_path):
+    """Whoever reads qwen.tiktoken splits as Qwen does; the ids would be others."""
+    ranks = {bytes([b]): b + 3 for b in range(256)} | {b"12": 259}
+    specials = {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2}
+    model = small_model(vocab_size=260)
+    for name, pretokenizer in (("smollm", SMOLLM), ("unknown", pretokenizer_of_pattern(r"\s+|\S+"))):
+        tokenizer = Tokenizer(ranks, special_tokens=specials, pretokenizer=pretokenizer, nfc=False)
+        write_checkpoint(
+            model, model.shape, tokenizer, tmp_path / name, layout="qwen-v1", dtype=torch.float32
+        )
+        again = open_checkpoint(tmp_path / name).tokenizer()
+        assert (again.name, again.pretokenizer, again.nfc) == ("tokenizer.json", pretokenizer, False)
+        assert again.encode(" 12 e\u0301") == tokenizer.encode(" 12 e\u0301")
+    assert tokenizer.encode("12") == [259]

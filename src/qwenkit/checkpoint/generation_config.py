@@ -7,7 +7,7 @@ all written down here.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,23 @@ def qwen2_generation(
         sampling=_sampling(values, 2048, file),
         stop_token_ids=_stops(stops, values, vocab_size, file),
         chat_format="chatml" if chat else "raw",
+        default_system=template_system(template),
+    )
+
+
+def guest_generation(forms: Sequence[str], end: int, template: str | None, file: Path) -> GenerationConfig:
+    """For a GGUF file of another family: its own end token, and greedy, as nothing says how to sample.
+
+    forms: the surface form of each token id; a model that ends at <|im_end|> is a chat model.
+    """
+    if not 0 <= end < len(forms):
+        raise CheckpointError(
+            f"{file}: eos_token_id is {end}, the vocabulary has {len(forms)} tokens.", "Download it again."
+        )
+    return GenerationConfig(
+        sampling=_sampling({}, 2048, file),
+        stop_token_ids=(end,),
+        chat_format="chatml" if forms[end] == "<|im_end|>" else "raw",
         default_system=template_system(template),
     )
 

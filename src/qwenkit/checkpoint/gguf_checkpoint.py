@@ -12,11 +12,13 @@ import torch
 from qwenkit.checkpoint.checkpoint_base import Checkpoint
 from qwenkit.checkpoint.generation_config import (
     IM_END,
+    guest_generation,
     qwen2_generation,
     v1_generation,
 )
 from qwenkit.checkpoint.gguf_file import open_gguf
 from qwenkit.checkpoint.gguf_header import GGUFHeader, plain_dtype
+from qwenkit.checkpoint.llama_tensors import LlamaTensors
 from qwenkit.checkpoint.loading import Loader
 from qwenkit.checkpoint.names import stored_modules
 from qwenkit.checkpoint.safetensors_file import SafetensorsFile
@@ -29,7 +31,7 @@ from qwenkit.model import SIZES, ModelConfig
 if TYPE_CHECKING:
     from qwenkit.text import Tokenizer
 
-_ARCHITECTURES = ("qwen", "qwen2")
+_ARCHITECTURES = ("qwen", "qwen2", "llama")
 _DERIVED_VERSION = 1  # raise it when what is derived from the same file changes
 
 _FILE_TYPES: Mapping[int, str] = {
@@ -40,7 +42,7 @@ _FILE_TYPES: Mapping[int, str] = {
 
 
 class GGUFCheckpoint(Checkpoint):
-    """Architectures qwen and qwen2. llama.cpp permutes the rows of neither: tensors are taken as they are."""
+    """Architectures qwen and qwen2, and as a guest llama: the same block without biases (LlamaTensors)."""
 
     def __init__(self, path: Path, content_hash: str | None) -> None:
         self.path = path
@@ -48,6 +50,8 @@ class GGUFCheckpoint(Checkpoint):
         self._content_hash = content_hash
         self._header, self._source = open_gguf(path)
         self.config = gguf_config(self._header, self._source.entries(), path)
+        if self._header.text("general.architecture") == "llama":
+            self._source = LlamaTensors(self._source, self.config)
         self.dtype = self._main_dtype()
         self.quantization = f"GGUF {self._file_type()}"
         self.generation = self._generation()
@@ -70,9 +74,13 @@ class GGUFCheckpoint(Checkpoint):
         """GGUF carries no sampling values: the published ones of the family apply.
 
         A qwen2 file is a chat model if it ends at <|im_end|>; a v1 file does not say and is taken for one.
+        A guest numbers its tokens in its own way and has no published values: it is greedy.
         """
         header, vocab_size = self._header, self.config.vocab_size
         template = header.text("tokenizer.chat_template") or None
+        if header.text("general.architecture") == "llama":
+            end = header.integer("tokenizer.ggml.eos_token_id")
+            return guest_generation(header.strings("tokenizer.ggml.tokens"), end, template, self.path)
         if self.config.architecture == "qwen":
             return v1_generation(None, vocab_size, self.path, template)
         return qwen2_generation(
@@ -142,7 +150,7 @@ def gguf_config(header: GGUFHeader, entries: Mapping[str, TensorEntry], path: Pa
     arch = header.text("general.architecture")
     if arch not in _ARCHITECTURES:
         raise UnsupportedError(
-            f"{path}: architecture {arch!r}.", f"qwenkit reads GGUF files of {' and '.join(_ARCHITECTURES)}."
+            f"{path}: architecture {arch!r}.", f"qwenkit reads GGUF files of {', '.join(_ARCHITECTURES)}."
         )
     scaling = header.text(f"{arch}.rope.scaling.type", "none")
     if scaling != "none":
@@ -155,6 +163,11 @@ def gguf_config(header: GGUFHeader, entries: Mapping[str, TensorEntry], path: Pa
     layers = header.integer(f"{arch}.block_count")
     context = header.integer(f"{arch}.context_length")
     head_dim = header.integer(f"{arch}.attention.key_length", hidden // heads if heads > 0 else 0)
+    rotary_dim = header.integer(f"{arch}.rope.dimension_count", head_dim)
+    if arch == "llama" and rotary_dim != head_dim:
+        raise UnsupportedError(
+            f"{path}: {rotary_dim} of {head_dim} channels of a head are rotated.", "Of a llama all must be."
+        )
     published = next(
         (
             size
@@ -174,7 +187,7 @@ def gguf_config(header: GGUFHeader, entries: Mapping[str, TensorEntry], path: Pa
             num_kv_heads=header.integer(f"{arch}.attention.head_count_kv", heads),
             head_dim=head_dim,
             ffn_size=entries["blk.0.ffn_up.weight"].shape[0],
-            rotary_dim=header.integer(f"{arch}.rope.dimension_count", head_dim),
+            rotary_dim=rotary_dim,
             rope_base=float(header.get(f"{arch}.rope.freq_base", 10000.0)),
             # Metadata is float32: seven digits give back the number that was meant.
             norm_eps=float(f"{header.get(f'{arch}.attention.layer_norm_rms_epsilon', 1e-6):.7g}"),

@@ -125,6 +125,8 @@ def _write_tokenizer(
     generation: GenerationConfig | None,
     layout: Literal["qwen-v1", "qwen2"],
 ) -> None:
+    from qwenkit.text.pretokenize import QWEN
+
     generation = generation or GenerationConfig()
     tokenizer.save_tokenizer_json(
         folder,
@@ -132,7 +134,8 @@ def _write_tokenizer(
         model_max_length=config.max_positions,
         default_system=generation.default_system,
     )
-    if layout == "qwen-v1":
+    if layout == "qwen-v1" and tokenizer.nfc and tokenizer.pretokenizer == QWEN:
+        # A rank file says nothing of how text is split, and readers of it know only Qwen's way.
         tokenizer.save_tiktoken(folder / "qwen.tiktoken")
 
 
