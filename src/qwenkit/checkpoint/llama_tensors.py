@@ -42,8 +42,8 @@ class LlamaTensors(TensorSource):
         if match is None or match["letter"] not in self._heads:
             return tensor
         # A head's channels came as (0, d/2, 1, d/2 + 1, ...): neighbours are turned together there.
-        pairs = tensor.unflatten(0, (self._heads[match["letter"]], -1, 2))
-        return pairs.transpose(1, 2).flatten(0, 2)
+        pairs = tensor.reshape(self._heads[match["letter"]], -1, 2, *tensor.shape[1:])
+        return pairs.transpose(1, 2).reshape(tensor.shape)
 
     def release(self, name: str) -> None:
         if name in self._stored.entries():
