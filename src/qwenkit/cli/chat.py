@@ -39,6 +39,7 @@ def chat(
     dtype: options.Dtype = "auto",
     kv_cache: options.KVCache = None,
     cache_tokens: options.CacheTokens = None,
+    draft_model: options.DraftModel = None,
     offline: options.Offline = False,
     raw: Annotated[bool, typer.Option("--raw", help="Show the reply as it comes, without markdown.")] = False,
     show_prompt: Annotated[
@@ -62,7 +63,7 @@ def chat(
         seed=seed,
         stop=tuple(stop or ()),
     )
-    engine = options.given(kv_cache=kv_cache, cache_tokens=cache_tokens)
+    engine = options.given(kv_cache=kv_cache, cache_tokens=cache_tokens, draft_model=draft_model)
     name = chosen_model(model, model_option)
     query = "\n\n".join(part for part in (prompt, piped_text(needed=prompt is None)) if part)
     if not query and (prompt is not None or not is_terminal(sys.stdin)):

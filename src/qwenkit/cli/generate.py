@@ -43,6 +43,7 @@ def generate(
     dtype: options.Dtype = "auto",
     kv_cache: options.KVCache = None,
     cache_tokens: options.CacheTokens = None,
+    draft_model: options.DraftModel = None,
     offline: options.Offline = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -65,7 +66,7 @@ def generate(
         n=n,
         logprobs=logprobs,
     )
-    engine = options.given(kv_cache=kv_cache, cache_tokens=cache_tokens)
+    engine = options.given(kv_cache=kv_cache, cache_tokens=cache_tokens, draft_model=draft_model)
     name = chosen_model(model, model_option)
     text = prompt_text(prompt, file)
     state: State = ctx.obj

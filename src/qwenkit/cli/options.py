@@ -45,6 +45,10 @@ KVCache = Annotated[
 CacheTokens = Annotated[
     int | None, typer.Option("--cache-tokens", help="Most tokens the KV cache holds; by memory if left out.")
 ]
+DraftModel = Annotated[
+    str | None,
+    typer.Option("--draft-model", help="A smaller model of the same vocabulary: faster, the same text."),
+]
 Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notices on stderr, only warnings and errors.")]
 

@@ -198,8 +198,9 @@ class Engine:
 
     def _schedule(self) -> Step | None:
         """The next step, or None when nothing is left and the thread may end."""
+        drafts = self._drafts()
         with self._lock:
-            step = self.scheduler.schedule(self._drafts())
+            step = self.scheduler.schedule(drafts)
             self._advanced.notify_all()
             if not step.rows:
                 self._working = False
@@ -213,13 +214,15 @@ class Engine:
             return step
 
     def _drafts(self) -> dict[int, tuple[int, ...]]:
-        if self._speculator is None:
-            self._ended.clear()
-            return {}
-        while self._ended:
-            self._speculator.forget(self._ended.pop())
-        texts = self.scheduler.decoding()
-        return self._speculator.drafts(texts, len(texts) + self.scheduler.reading())
+        """Guesses for the next step. Texts grow in this thread only, so the lock need not be held to read."""
+        with self._lock:
+            ended, self._ended = self._ended, []
+            if self._speculator is None:
+                return {}
+            texts, reading = self.scheduler.decoding(), self.scheduler.reading()
+        for id_ in ended:
+            self._speculator.forget(id_)
+        return self._speculator.drafts(texts, len(texts) + reading)
 
     def _compute(self, step: Step) -> Tensor:
         with self._computing:

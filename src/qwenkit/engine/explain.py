@@ -63,7 +63,9 @@ def _cache(qwen: Qwen) -> str:
 
 def _requests(qwen: Qwen) -> str:
     options = qwen.options
-    guess = "guesses tokens by n-grams" if qwen.engine.speculates else "guesses no tokens"
+    guess = "guesses no tokens"
+    if qwen.engine.speculates:
+        guess = f"guesses tokens by {'n-grams' if qwen.draft is None else qwen.draft.name}"
     return f"{options.max_running} at once, {options.step_tokens} tokens a step, {guess}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +12,7 @@ import torch
 from qwenkit.core.errors import RequestError
 from qwenkit.engine.device import parse_dtype
 from qwenkit.engine.draft_length import CostTable
+from qwenkit.engine.draft_model import DraftModel
 from qwenkit.engine.ngrams import NgramLookup
 from qwenkit.engine.paged_cache import BLOCK_TOKENS, PagedCache, kv_token_bytes
 from qwenkit.engine.speculate import Speculator
@@ -42,7 +43,8 @@ class EngineOptions:
     block_tokens: grain at which the cache is given out and prompts share their beginnings.
     speculate: guess several tokens of a reply and check them in one pass, which changes speed and never the
         text. "ngram" guesses what followed the same words earlier in the text; "auto" does so where the
-        kernels' results do not depend on how many rows they compute; "off".
+        kernels' results do not depend on how many rows they compute; "off". A draft model, if one is
+        loaded, guesses instead of n-grams.
     """
 
     kv_cache: str = "auto"
@@ -121,11 +123,20 @@ def make_cache(model: CausalLM, options: EngineOptions) -> PagedCache:
     )
 
 
-def make_speculator(model: CausalLM, options: EngineOptions) -> Speculator | None:
-    """What guesses for `model`, or None."""
-    if options.speculate == "off" or (options.speculate == "auto" and not uses_native_pool(model)):
+def make_speculator(
+    model: CausalLM, options: EngineOptions, draft: CausalLM | None = None, vocabulary: int = 0
+) -> Speculator | None:
+    """What guesses for `model`, or None: `draft` if there is one (ids below `vocabulary`), else n-grams."""
+    if options.speculate == "off":
         return None
-    return Speculator(NgramLookup(), CostTable(ROW_COST))
+    cost = CostTable(ROW_COST)
+    if draft is not None:
+        proposer = DraftModel(draft, make_cache(draft, replace(options, attention_window=None)), vocabulary)
+        share = draft.shape.parameter_count / model.shape.parameter_count
+        return Speculator(proposer, lambda rows: cost(rows) + share * (rows - 1))
+    if options.speculate == "auto" and not uses_native_pool(model):
+        return None
+    return Speculator(NgramLookup(), cost)
 
 
 def usual_cache_tokens(config: ModelConfig, token_bytes: int, device: torch.device) -> int:

@@ -24,6 +24,7 @@ from qwenkit.core import (
 )
 from qwenkit.engine.conversation import chat_context, messages_prompt, warn_base_model
 from qwenkit.engine.device import Placement, choose_dtype, find_device, parse_dtype
+from qwenkit.engine.draft_model import check_same_vocabulary
 from qwenkit.engine.engine import Engine
 from qwenkit.engine.explain import describe
 from qwenkit.engine.options import ENGINE_OPTIONS, EngineOptions, make_cache, make_speculator
@@ -63,9 +64,14 @@ class Qwen:
         placement: Placement | None = None,
         quantization: str = "none",
         unpacked: str | None = "the model came as it is",
+        draft: Qwen | None = None,
         **engine: Any,
     ) -> None:
-        """Wrap a model already in memory; `Qwen.load` is the usual way. engine: fields of EngineOptions."""
+        """Wrap a model already in memory; `Qwen.load` is the usual way. engine: fields of EngineOptions.
+
+        draft: a smaller model of the same vocabulary that guesses tokens for this one to check; its own
+        requests are not touched. Raises RequestError if the vocabularies differ.
+        """
         unknown = [name for name in engine if name not in ENGINE_OPTIONS]
         if unknown:
             raise TypeError(f"Unknown option {unknown[0]!r}; known are {', '.join(ENGINE_OPTIONS)}.")
@@ -81,6 +87,9 @@ class Qwen:
         self.quantization = quantization
         self.unpacked = unpacked  # why torch runs some linear layers; None if kernels run all
         self.options = EngineOptions(**engine)
+        self.draft = draft
+        if draft is not None:
+            check_same_vocabulary(draft.tokenizer, tokenizer)
         self.engine = Engine(
             model,
             Vocabulary(tokenizer, self.config.vocab_size),
@@ -88,7 +97,9 @@ class Qwen:
             max_running=self.options.max_running,
             step_tokens=self.options.step_tokens,
             max_waiting=self.options.max_waiting,
-            speculator=make_speculator(model, self.options),
+            speculator=make_speculator(
+                model, self.options, None if draft is None else draft.model, len(tokenizer)
+            ),
         )
         self._warned_base = False
 
@@ -101,14 +112,16 @@ class Qwen:
         dtype: str | torch.dtype = "auto",
         offline: bool = False,
         progress: bool | None = None,
+        draft_model: str | Path | None = None,
         **engine: Any,
     ) -> Qwen:
         """Load a checkpoint folder, a GGUF file, a hub name (org/name), or, with None, the small demo model.
 
         device: auto (CUDA, else Apple GPU, else CPU), cpu, cuda, cuda:N, mps. dtype: auto, bfloat16,
         float16, float32; `explain()` says what auto chose and why. offline: never touch the network.
-        progress: show a bar on stderr; None shows it on a terminal. engine: fields of EngineOptions, as
-        kv_cache="int8".
+        progress: show a bar on stderr; None shows it on a terminal. draft_model: a smaller checkpoint of the
+        same vocabulary that guesses tokens for this one to check: faster, the same text. engine: fields
+        of EngineOptions, as kv_cache="int8".
 
         Raises RequestError for a device or dtype that is not available, CheckpointError, ConfigError,
         TokenizerError or UnsupportedError for a folder that cannot be read, DownloadError.
@@ -121,6 +134,11 @@ class Qwen:
             quantized = not checkpoint.quantization.startswith("none")
             number_format, dtype_reason = choose_dtype(where, checkpoint.dtype, quantized=quantized)
         shown = sys.stderr.isatty() if progress is None else progress
+        draft = None
+        if draft_model is not None:
+            draft = cls.load(
+                draft_model, device=where, dtype=dtype, offline=offline, progress=shown, cache_tokens=1
+            )
         weights = checkpoint.load_model(device=where, dtype=number_format, progress=shown)
         on_cpu = where.type == "cpu"
         unpacked = pack_model(weights, progress=shown) if on_cpu else f"the device is {where}"
@@ -134,6 +152,7 @@ class Qwen:
             placement=Placement(where, number_format, device_reason, dtype_reason),
             quantization=checkpoint.quantization,
             unpacked=unpacked,
+            draft=draft,
             **engine,
         )
 
