@@ -20,8 +20,9 @@ def test_points_of_a_workload() -> None:
 
 def test_every_engine_gets_the_same_prompts_and_no_two_are_alike() -> None:
     point = Point("concurrency", 50, 2, 8)
-    prompts = point.prompts(1000)
-    assert prompts == point.prompts(1000)
+    prompts = point.prompts(1000, turn=1)
+    assert prompts == point.prompts(1000, turn=1)
+    assert prompts[0] != point.prompts(1000, turn=2)[0]
     assert len({tuple(prompt) for prompt in prompts}) == 8
     assert {len(prompt) for prompt in prompts} == {50}
     assert max(map(max, prompts)) < 1000

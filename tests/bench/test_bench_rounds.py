@@ -117,3 +117,27 @@ def test_the_report_says_all_of_it(tmp_path: Path) -> None:
         "a cpu, 2 threads",
     ):
         assert words in text
+
+
+@pytest.mark.parametrize("suffix", [".svg", ".png", ".pdf"])
+def test_the_picture_shows_every_engine_and_number(tmp_path: Path, suffix: str) -> None:
+    pytest.importorskip("matplotlib", reason="the extra 'bench' is not installed")
+    from qwenkit.bench.plot import draw
+
+    rounds = Rounds(
+        [
+            contender("qwenkit", good(tmp_path, "ours", speed=300)),
+            contender("Rival", good(tmp_path, "theirs")),
+            contender("Broken", bad(tmp_path, "raise")),
+        ],
+        WORK,
+        timeout_s=20,
+    )
+    rounds.run()
+    path = tmp_path / f"picture{suffix}"
+    draw(summarize(rounds, MACHINE), path)
+    data = path.read_bytes()
+    assert data.startswith({".svg": b"<?xml", ".png": b"\x89PNG", ".pdf": b"%PDF"}[suffix])
+    if suffix == ".svg":
+        for words in ("qwenkit", "Rival", "Broken", "no result", "300", "(50% of read)", "prompt of 100"):
+            assert f"{words}".encode() in data

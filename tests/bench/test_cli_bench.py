@@ -25,13 +25,17 @@ def test_a_folder_is_measured(tiny_chat: Path, tmp_path: Path) -> None:
     found = tmp_path / "found.json"
     ended = bench(
         str(tiny_chat), "--prompt", "40", "--decode", "6", "--depth", "100", "--concurrency", "3",
-        "--threads", "1", "--repeats", "2", "--json", str(found), "--quiet",
+        "--threads", "1", "--repeats", "2", "--quiet",
+        "--json", str(found), "--plot", str(tmp_path / "x.svg"),
     )  # fmt: skip
     assert ended.exit_code == 0, ended.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["found.json", "x.svg"]
     summary = json.loads(found.read_text())
     assert summary.keys() >= PROMISED
     assert summary["decode_tok_s"] > 0
-    assert summary["prefill_tok_s"] == pytest.approx(40 / summary["ttft_s"], rel=0.5)
+    first_s = [sample["first_s"][0] for sample in summary["engines"][0]["points"][0]["samples"]]
+    assert summary["prefill_tok_s"] == pytest.approx(sum(40 / s for s in first_s) / 2)
+    assert summary["ttft_s"] == pytest.approx(sum(first_s) / 2)
     assert summary["peak_rss_mb"] > 100
     assert summary["load_s"] < summary["start_s"]
     assert summary["machine"]["threads"] == 1
@@ -61,6 +65,8 @@ def test_a_folder_is_measured(tiny_chat: Path, tmp_path: Path) -> None:
         (["--prompt", "0"], 2, "--prompt"),
         (["--concurrency", "0"], 2, "--concurrency"),
         (["--json", "/nowhere/x.json"], 1, "Cannot write /nowhere/x.json"),
+        (["--plot", "/nowhere/x.svg"], 1, "Cannot write /nowhere/x.svg"),
+        (["--plot", "picture.txt"], 1, ".png, .svg, .pdf"),
         (["/nowhere/model"], 1, "/nowhere/model"),
     ],
 )

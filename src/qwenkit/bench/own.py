@@ -5,7 +5,6 @@ Loaded by path in a process of its own, like the adapters in peers/.
 
 from __future__ import annotations
 
-import inspect
 import os
 import time
 from typing import Any
@@ -14,17 +13,16 @@ import torch
 
 import qwenkit
 from qwenkit.bench import cost
-from qwenkit.core import ContextLengthError, UnsupportedError
+from qwenkit.core import ContextLengthError, QwenkitError
 from qwenkit.engine import Qwen
+from qwenkit.engine.paged_cache import BLOCK_TOKENS
 from qwenkit.kernels import native
 from qwenkit.model import ModelConfig
-
-_DTYPES = {"bf16": "bfloat16"}
 
 
 class Engine:
     """job: model or shape; weights, kv_cache, threads (each may be None); device; offline; context: longest
-    sequence that will be asked; sequences: most at once.
+    sequence that will be asked; sequences: most at once; cache_tokens: most tokens held at once.
     """
 
     def __init__(self, job: dict[str, Any]) -> None:
@@ -39,19 +37,26 @@ class Engine:
 
     @staticmethod
     def _load(job: dict[str, Any]) -> Qwen:
-        options = {} if job["kv_cache"] in (None, "bf16") else {"kv_cache": job["kv_cache"]}
+        options: dict[str, Any] = {
+            "speculate": "off",  # how well replies can be guessed is a property of texts, not of this machine
+            "max_running": max(1, job["sequences"]),
+            "cache_tokens": job["cache_tokens"] + BLOCK_TOKENS * job["sequences"],
+        }
+        if job["kv_cache"] not in (None, "bf16"):
+            options["kv_cache"] = job["kv_cache"]
         if job["shape"] is not None:
             from qwenkit.bench.shapes import random_qwen
 
             # Before numbers are drawn for minutes.
             _check(ModelConfig.from_name(job["shape"]), job["context"], job["shape"])
-            return random_qwen(job["shape"], job["weights"] or "bf16", **_known(Qwen, options))
-        if job["weights"] in _DTYPES:
-            options["dtype"] = _DTYPES[job["weights"]]
+            return random_qwen(job["shape"], job["weights"] or "bf16", **options)
+        if job["weights"] == "bf16":
+            options["dtype"] = "bfloat16"
         elif job["weights"] is not None:
             options["weights"] = job["weights"]
-        options |= {"device": job["device"], "offline": job["offline"], "progress": False}
-        return Qwen.load(job["model"], **_known(Qwen.load, options))
+        return Qwen.load(
+            job["model"], device=job["device"], offline=job["offline"], progress=False, **options
+        )
 
     def facts(self) -> dict[str, Any]:
         """What was loaded and what a token of it costs."""
@@ -84,6 +89,9 @@ class Engine:
         start = time.perf_counter()
         done = self.qwen.generate_ids(prompts, temperature=0, max_tokens=new, ignore_eos=True)
         total = time.perf_counter() - start
+        reused = sum(completion.usage.cached_tokens for completion in done)
+        if reused:
+            raise QwenkitError(f"{reused} tokens of the prompts were not read but reused.")
         return {
             "first_s": [completion.timings.ttft_s for completion in done],
             "total_s": total,
@@ -103,13 +111,3 @@ def _check(config: ModelConfig, context: int, name: str) -> None:
             f"The benchmark needs {context} tokens of context; {name} has {config.context_length}.",
             "Lower --prompt, --depth or --decode.",
         )
-
-
-def _known(function: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """`options`, refusing one that this version does not have."""
-    for name, value in options.items():
-        if name not in inspect.signature(function).parameters:
-            raise UnsupportedError(
-                f"This version of qwenkit has no {name}={value!r}.", "Leave the option out."
-            )
-    return options

@@ -76,7 +76,7 @@ def _bars(engines: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
             longest = max((one[key]["median"] for _, one in rows if key in one), default=0)
             if not longest:
                 continue
-            yield Text(f"\n{TITLES[key]}, {_place(point)}", style="bold")
+            yield Text(f"\n{TITLES[key]}, {place(point)}", style="bold")
             table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
             for name, one in rows:
                 if key not in one:
@@ -95,7 +95,8 @@ TITLES = {
 }
 
 
-def _place(point: Mapping[str, Any]) -> str:
+def place(point: Mapping[str, Any]) -> str:
+    """Which prompts a point has, in words."""
     if point["sequences"] > 1:
         return f"{point['sequences']} prompts of {point['prompt']} at once"
     return f"prompt of {point['prompt']}"
@@ -127,6 +128,8 @@ def _notes(summary: Mapping[str, Any]) -> Iterator[Text]:
             yield Text(f"{engine['name']}: {note}", style="dim")
         if engine["failure"]:
             yield Text(engine["failure"], style="yellow")
+    for reason in summary["absent"].values():
+        yield Text(reason, style="yellow")
     samples = [s for engine in summary["engines"] for point in engine["points"] for s in point["samples"]]
     others = [s["others"] for s in samples if s["others"] is not None]
     if others and max(others) > 0.1:

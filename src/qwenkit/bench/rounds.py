@@ -20,6 +20,7 @@ from qwenkit.bench.workload import Point, Workload
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 OWN = "qwenkit"
+_SHORT_S = 0.5  # the system counts in hundredths of a second: less says nothing about who used the cores
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Contender:
     adapter: Path
     job: Mapping[str, Any]
     variables: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what is known of it beforehand
 
 
 class Rounds:
@@ -82,7 +84,8 @@ class Rounds:
                 process = self._running.get(contender.name) or self._start(contender, result)
             for point in self.workload.points():
                 with _held(self._lock):
-                    result.samples.setdefault(point, []).append(self._measure(process, point))
+                    samples = result.samples.setdefault(point, [])
+                    samples.append(self._measure(process, point, turn=len(samples) + 1))
             result.peak_rss_mb = max(result.peak_rss_mb or 0, self._ask(process, "memory")["peak_rss_mb"])
             if contender.name == OWN:
                 with _held(self._lock):
@@ -105,6 +108,7 @@ class Rounds:
         self._running[contender.name] = process
         facts = self._ask(process, "load", job=dict(contender.job))
         result.start_s = result.start_s or time.perf_counter() - begun
+        facts = {**contender.facts, **facts}
         if contender.name == OWN:
             self._vocabulary = facts["vocabulary"]
             rows = sorted(
@@ -112,19 +116,23 @@ class Rounds:
             )
             facts |= self._ask(process, "kernels", rows=rows)
             self._peaks = sorted({kind for kind in facts["peaks"].values() if kind is not None})
+        else:
+            own = self.results[OWN].facts
+            facts |= {key: own[key] for key in ("linear_operations", "output_operations")}
         result.facts = result.facts or facts
         # What happens only once (packing, compiling, first touch of memory) belongs to no measurement.
         warm = Point("plain", self.workload.prompt, 2)
         self._ask(process, "run", prompts=warm.prompts(self._vocabulary), new=warm.new)
         return process
 
-    def _measure(self, process: EngineProcess, point: Point) -> Sample:
+    def _measure(self, process: EngineProcess, point: Point, turn: int) -> Sample:
         busy, own, begun = _busy_seconds(), process.cpu_seconds(), time.perf_counter()
-        told = self._ask(process, "run", prompts=point.prompts(self._vocabulary), new=point.new)
+        prompts = point.prompts(self._vocabulary, turn)
+        told = self._ask(process, "run", prompts=prompts, new=point.new)
         wall = time.perf_counter() - begun
         after = _busy_seconds()
         others = None
-        if busy is not None and after is not None:
+        if busy is not None and after is not None and wall > _SHORT_S:
             others = max(0.0, (after - busy - (process.cpu_seconds() - own)) / wall)
         sample = Sample(tuple(told["first_s"]), told["total_s"], tuple(told["tokens"]), others)
         if sample.tokens != (point.new,) * point.sequences:

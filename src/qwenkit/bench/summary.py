@@ -13,8 +13,13 @@ from qwenkit.bench.rounds import OWN, Rounds
 from qwenkit.bench.workload import Point
 
 
-def summarize(rounds: Rounds, machine: Mapping[str, Any]) -> dict[str, Any]:
-    """Our own headline numbers on top, then every engine in the order it ran. Unknown values are None."""
+def summarize(
+    rounds: Rounds, machine: Mapping[str, Any], absent: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Our own headline numbers on top, then every engine in the order it ran. Unknown values are None.
+
+    absent: engines that were asked for and did not run at all, with the reason.
+    """
     own = rounds.results[OWN]
     points = rounds.workload.points()
     plain, busiest = points[0], max(points, key=lambda point: point.sequences)
@@ -43,6 +48,7 @@ def summarize(rounds: Rounds, machine: Mapping[str, Any]) -> dict[str, Any]:
         "machine": {**machine, "threads": own.facts["threads"], **_limits(rounds.limits)},
         "workload": asdict(rounds.workload),
         "engines": [_engine(result, own, rounds) for result in rounds.results.values()],
+        "absent": dict(absent or {}),
     }
 
 

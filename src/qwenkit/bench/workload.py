@@ -21,9 +21,12 @@ class Point:
     new: int
     sequences: int = 1
 
-    def prompts(self, vocabulary: int) -> list[list[int]]:
-        """Random ids below `vocabulary`: every engine gets the same ones, every sequence its own."""
-        draw = random.Random(f"{SEED} {self.prompt} {self.sequences}")
+    def prompts(self, vocabulary: int, turn: int = 0) -> list[list[int]]:
+        """Random ids below `vocabulary`: the same for every engine, others in every turn and sequence.
+
+        An engine that keeps what it has read must find nothing to use again.
+        """
+        draw = random.Random(f"{SEED} {self.prompt} {self.sequences} {turn}")
         return [[draw.randrange(vocabulary) for _ in range(self.prompt)] for _ in range(self.sequences)]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,7 +15,11 @@ from qwenkit.cli.loading import chosen_model
 from qwenkit.core import RequestError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qwenkit.bench.workload import Workload
+
+_FREE_SHARE = 0.4  # of the memory, to stay free for an engine that comes next
 
 
 def bench(
@@ -42,8 +48,17 @@ def bench(
         int | None, typer.Option(min=1, help="Threads; all cores of this process when left out.")
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; the table has their medians.")] = 3,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Run every other engine that is installed beside qwenkit.")
+    ] = False,
+    peer: Annotated[
+        list[str] | None, typer.Option(help="Run this engine beside qwenkit; may be repeated.")
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write all numbers as JSON.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also draw a picture: .png, .svg or .pdf.")
     ] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds an engine may take for one answer.")] = 900.0,
     lock: Annotated[
@@ -61,6 +76,7 @@ def bench(
     are of those.
     """
     name = chosen_model(model, model_option)
+    named = ["all"] * peers + (peer or [])
     if shape is not None and name is not None:
         raise typer.BadParameter("Give MODEL or --shape, not both.")
     from qwenkit.bench.workload import Workload
@@ -71,44 +87,72 @@ def bench(
         "device": device, "offline": offline, "context": workload.context, "sequences": workload.sequences,
         "cache_tokens": workload.cache_tokens,
     }  # fmt: skip
-    _check_writable(json_file)
+    for path in (json_file, plot):
+        _check_place(path)
+    if plot is not None:
+        from qwenkit.bench.plot import check_plot
+
+        check_plot(plot)
     say = (lambda text: None) if quiet else (lambda text: typer.secho(text, dim=True, err=True))
-    summary = measure(job, workload, timeout_s=timeout, lock=lock, say=say)
+    summary = measure(job, named, workload, timeout_s=timeout, lock=lock, say=say)
     if json_file is not None:
-        json_file.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        _write(json_file, summary)
+    if plot is not None:
+        from qwenkit.bench.plot import draw
+
+        draw(summary, plot)
     _show(summary)
 
 
-def measure(job: dict[str, Any], workload: Workload, **options: Any) -> dict[str, Any]:
-    """Run everything; the summary of bench/summary.py. options: those of Rounds."""
-    import sys
-
+def measure(
+    job: dict[str, Any], peers: list[str], workload: Workload, say: Callable[[str], None], **options: Any
+) -> dict[str, Any]:
+    """Run qwenkit and the engines called `peers`; the summary. options: those of Rounds."""
     from qwenkit.bench import own
+    from qwenkit.bench.peers.catalog import choose, contenders
+    from qwenkit.bench.peers.files import Source
     from qwenkit.bench.rounds import OWN, Contender, Rounds
     from qwenkit.bench.summary import summarize
     from qwenkit.cli.machine import cores, cpu_fields, cpu_name
 
     usable, _ = cores()
-    contenders = [Contender(OWN, sys.executable, Path(own.__file__), job)]
-    rounds = Rounds(contenders, workload, **options)
+    job["threads"] = job["threads"] or usable
+    running = [Contender(OWN, sys.executable, Path(own.__file__), job)]
+    absent: dict[str, str] = {}
+    if chosen := choose(peers):
+        source = Source(job["model"], job["shape"], offline=job["offline"], say=say)
+        able, absent = contenders(chosen, source, job, os.environ)
+        running += able
+    rounds = Rounds(running, workload, roomy=_roomy, say=say, **options)
     rounds.run()
-    return summarize(rounds, {"cpu": cpu_name(cpu_fields()), "cores": usable})
+    return summarize(rounds, {"cpu": cpu_name(cpu_fields()), "cores": usable}, absent)
 
 
-def _check_writable(path: Path | None) -> None:
+def _roomy() -> bool:
+    """Whether an engine may stay loaded while the others take their turns."""
+    from qwenkit.cli.machine import memory
+
+    found = memory()
+    return found is None or found[1] > found[0] * _FREE_SHARE
+
+
+def _check_place(path: Path | None) -> None:
     """Before minutes of measuring, not after."""
     if path is None:
         return
-    try:
-        with path.open("a"):
-            pass
-    except OSError as error:
-        raise RequestError(f"Cannot write {path}: {error.strerror}.", "Name another file.") from error
+    folder = path.absolute().parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        why = "it is a folder" if path.is_dir() else f"{folder} is no folder that can be written"
+        raise RequestError(f"Cannot write {path}: {why}.", "Name another file.")
+
+
+def _write(path: Path, summary: dict[str, Any]) -> None:
+    fresh = path.with_name(f".{path.name}.tmp")
+    fresh.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(fresh, path)
 
 
 def _show(summary: dict[str, Any]) -> None:
-    import sys
-
     from rich.console import Console
 
     from qwenkit.bench.report import show
