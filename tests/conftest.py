@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from real_data import debian_reference_text, smollm2_file
+
 # A busy machine is no bug: no test may fail for being slow.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
@@ -26,6 +28,18 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with lzma.open(DATA / "qwen.tiktoken.xz") as packed, path.open("wb") as out:
         shutil.copyfileobj(packed, out)
     return path
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small real model as a GGUF file, trained on 8192 tokens; for the model tier."""
+    return smollm2_file(tmp_path_factory.mktemp("smollm2"))
+
+
+@pytest.fixture(scope="session")
+def debian_reference(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A long English text, for the model tier."""
+    return debian_reference_text(tmp_path_factory.mktemp("debian-reference"))
 
 
 @pytest.fixture(scope="session")
