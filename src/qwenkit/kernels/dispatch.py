@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qwenkit.kernels import native, reference
+from qwenkit.kernels.native_paged import NativePagedLayer, why_not
 from qwenkit.kernels.paged import PagedLayer, PagedShape, TorchPagedLayer
 
 
@@ -54,4 +55,6 @@ def silu_gate(up: Tensor, gate: Tensor) -> Tensor:
 
 def paged_layer(shape: PagedShape, device: torch.device | str = "cpu") -> PagedLayer:
     """The keys and values of one layer; `kernel` of the result says which implementation it is."""
+    if torch.device(device).type == "cpu" and why_not(shape) is None:
+        return NativePagedLayer(shape)
     return TorchPagedLayer(shape, device)

@@ -9,11 +9,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from qwenkit.core import UnsupportedError
 from qwenkit.kernels import reference
 
 KVFormat = Literal["float", "int8", "int8-affine", "int8-original"]
@@ -72,6 +74,19 @@ class RaggedRows:
         before = torch.repeat_interleave(begin - offsets[:-1], offsets.diff())
         positions = before.long() + torch.arange(int(offsets[-1]))
         return cls(begin, offsets, padded, positions.to(device))
+
+    @cached_property
+    def addresses(self) -> tuple[int, int, int, int, int]:
+        """Of starts, offsets and tables, number of rows, width of the tables; for compiled code, once a step."""
+        shapes = (len(self.starts),), (len(self.starts) + 1,), (len(self.starts), self.tables.shape[-1])
+        tensors = (self.starts, self.offsets, self.tables)
+        for tensor, shape in zip(tensors, shapes, strict=True):
+            if tensor.shape != shape or tensor.dtype != torch.int32 or not tensor.is_contiguous():
+                raise UnsupportedError(
+                    f"Rows need contiguous int32 {shape}, not {tensor.dtype} {tensor.shape}."
+                )
+        starts, offsets, tables = (tensor.data_ptr() for tensor in tensors)
+        return starts, offsets, tables, len(self.starts), self.tables.shape[1]
 
     def spans(self) -> list[tuple[int, int, int]]:
         """(first token of the step, one past the last, position of the first) of each row."""

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "affine.h"
+#include "attention.h"
 #include "bf16_linear.h"
 
 namespace qwenkit {
@@ -43,6 +44,9 @@ struct Kernels {
     void (*norm)(const NormJob&, int64_t first_row, int64_t last_row);
     void (*rope)(const RopeJob&, int64_t first_token, int64_t last_token);
     void (*gate)(const GateJob&, int64_t first_row, int64_t last_row);
+    void (*keep)(const PagedJob&, const KeepTask&);
+    void (*attend)(const PagedJob&, const AttendTask&, char* scratch);
+    void (*merge)(const PagedJob&, const AttendTask&, char* scratch);  // the parts of its segments, in order
 };
 
 #define QWENKIT_DECLARE_KERNELS(SET)                          \
@@ -58,6 +62,9 @@ struct Kernels {
     void norm(const NormJob&, int64_t, int64_t);              \
     void rope(const RopeJob&, int64_t, int64_t);              \
     void gate(const GateJob&, int64_t, int64_t);              \
+    void keep(const PagedJob&, const KeepTask&);              \
+    void attend(const PagedJob&, const AttendTask&, char*);   \
+    void merge(const PagedJob&, const AttendTask&, char*);    \
     }
 QWENKIT_DECLARE_KERNELS(avx2)
 QWENKIT_DECLARE_KERNELS(avx512)
@@ -70,6 +77,7 @@ constexpr int64_t most_count = 512;
 void affine_int8(const AffineJob&, int64_t first_panel, int64_t last_panel);
 void affine_exact(const AffineJob&, int64_t first_panel, int64_t last_panel);
 void bf16_linear(const Bf16Job&, int64_t first_panel, int64_t last_panel);
+void attend(const PagedJob&, const AttendTask&, char* scratch);  // of bf16
 }  // namespace amx
 
 }  // namespace qwenkit

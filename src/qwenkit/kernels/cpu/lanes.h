@@ -39,10 +39,21 @@ inline V sub(V a, V b) { return _mm512_sub_ps(a, b); }
 inline V mul(V a, V b) { return _mm512_mul_ps(a, b); }
 inline V div(V a, V b) { return _mm512_div_ps(a, b); }
 inline V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
+inline V min(V a, V b) { return _mm512_min_ps(a, b); }
+inline V max(V a, V b) { return _mm512_max_ps(a, b); }
 inline V nearest(V a) { return _mm512_roundscale_ps(a, 8); }
 inline V clamp(V a, float low, float high) { return _mm512_min_ps(_mm512_max_ps(a, set(low)), set(high)); }
 inline float sum(V a) { return _mm512_reduce_add_ps(a); }
+inline float smallest(V a) { return _mm512_reduce_min_ps(a); }
+inline float largest(V a) { return _mm512_reduce_max_ps(a); }
+inline V between(V a, V others, int64_t first, int64_t last) {  // lanes first to last of a
+    const uint32_t above = first <= 0 ? 0xffff : first > 15 ? 0 : 0xffffu << first;
+    const uint32_t below = last >= 15 ? 0xffff : last < 0 ? 0 : (2u << last) - 1;
+    return _mm512_mask_mov_ps(others, __mmask16(above & below), a);
+}
+inline V scale2(V a, V n) { return _mm512_scalef_ps(a, n); }  // a 2^n
 inline I bits(V a) { return _mm512_castps_si512(a); }
+template <int n> inline I right_signed(I a) { return _mm512_srai_epi32(a, n); }
 inline V floats(I a) { return _mm512_castsi512_ps(a); }
 
 inline I izero() { return _mm512_setzero_si512(); }
@@ -59,6 +70,7 @@ template <int n> inline I left(I a) { return _mm512_slli_epi32(a, n); }
 inline I high_nibbles(I a) { return _mm512_and_si512(_mm512_srli_epi16(a, 4), _mm512_set1_epi8(15)); }
 inline I low_nibbles(I a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
 inline I widen(const uint8_t* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
+inline I widen(const uint16_t* p) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)); }
 inline V to_float(I a) { return _mm512_cvtepi32_ps(a); }
 inline I to_int(V a) { return _mm512_cvtps_epi32(a); }
 inline void store_bytes(int8_t* p, I a) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(a)); }
@@ -106,6 +118,8 @@ inline V sub(V a, V b) { return _mm256_sub_ps(a, b); }
 inline V mul(V a, V b) { return _mm256_mul_ps(a, b); }
 inline V div(V a, V b) { return _mm256_div_ps(a, b); }
 inline V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
+inline V min(V a, V b) { return _mm256_min_ps(a, b); }
+inline V max(V a, V b) { return _mm256_max_ps(a, b); }
 inline V nearest(V a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline V clamp(V a, float low, float high) { return _mm256_min_ps(_mm256_max_ps(a, set(low)), set(high)); }
 inline float sum(V a) {
@@ -113,7 +127,30 @@ inline float sum(V a) {
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
+inline float smallest(V a) {
+    __m128 s = _mm_min_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    s = _mm_min_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_min_ss(s, _mm_movehdup_ps(s)));
+}
+inline float largest(V a) {
+    __m128 s = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+}
+inline V between(V a, V others, int64_t first, int64_t last) {  // lanes first to last of a
+    const int low = first < 0 ? 0 : first > 8 ? 8 : int(first), high = last < -1 ? -1 : last > 7 ? 7 : int(last);
+    const I lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const I inside = _mm256_and_si256(_mm256_cmpgt_epi32(lane, _mm256_set1_epi32(low - 1)),
+                                      _mm256_cmpgt_epi32(_mm256_set1_epi32(high + 1), lane));
+    return _mm256_blendv_ps(others, a, _mm256_castsi256_ps(inside));
+}
+inline V scale2(V a, V n) {  // a 2^n for n up to 127; below -126 zero
+    const V kept = _mm256_cmp_ps(n, set(-126), _CMP_NLT_UQ);
+    const I power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    return _mm256_and_ps(_mm256_mul_ps(a, _mm256_castsi256_ps(power)), kept);
+}
 inline I bits(V a) { return _mm256_castps_si256(a); }
+template <int n> inline I right_signed(I a) { return _mm256_srai_epi32(a, n); }
 inline V floats(I a) { return _mm256_castsi256_ps(a); }
 
 inline I izero() { return _mm256_setzero_si256(); }
@@ -130,6 +167,7 @@ template <int n> inline I left(I a) { return _mm256_slli_epi32(a, n); }
 inline I high_nibbles(I a) { return _mm256_and_si256(_mm256_srli_epi16(a, 4), _mm256_set1_epi8(15)); }
 inline I low_nibbles(I a) { return _mm256_and_si256(a, _mm256_set1_epi8(15)); }
 inline I widen(const uint8_t* p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
+inline I widen(const uint16_t* p) { return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)); }
 inline V to_float(I a) { return _mm256_cvtepi32_ps(a); }
 inline I to_int(V a) { return _mm256_cvtps_epi32(a); }
 inline void store_bytes(int8_t* p, I a) {
@@ -205,6 +243,20 @@ inline V exp(V x) {
     const I rest = isub(to_int(n), half);
     const V a = floats(left<23>(iadd(half, iset(127)))), b = floats(left<23>(iadd(rest, iset(127))));
     return mul(mul(p, a), b);
+}
+
+// 2^x for x <= 0, degree-6 polynomial (relative error below 2e-7); zero from about -127 on. 2^0 is 1 exactly.
+inline V power2(V x) {
+    x = max(set(-200), x);  // a NaN stays one
+    const V n = nearest(x), r = sub(x, n);
+    V p = set(1.54035304e-4f);
+    p = fma(p, r, set(1.33335581e-3f));
+    p = fma(p, r, set(9.61812911e-3f));
+    p = fma(p, r, set(5.55041087e-2f));
+    p = fma(p, r, set(2.40226507e-1f));
+    p = fma(p, r, set(6.93147181e-1f));
+    p = fma(p, r, set(1.0f));
+    return scale2(p, n);
 }
 
 }  // namespace qwenkit::QWENKIT_LANES

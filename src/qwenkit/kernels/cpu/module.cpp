@@ -9,6 +9,7 @@
 #include "kernels.h"
 #include "linear.h"
 #include "machine.h"
+#include "paged.h"
 #include "thread_pool.h"
 
 namespace nb = nanobind;
@@ -81,6 +82,35 @@ struct Bf16Weight {
     }
 };
 
+// The keys and values of one layer; the memory belongs to Python.
+struct PagedLayer {
+    PagedLayout layout;
+    Address memory;
+
+    void attend(Address qkv, int64_t tokens, Address cos, Address sin, int64_t rotary, Address logn, Address starts,
+                Address offsets, Address tables, int64_t rows, int64_t width, int64_t window, Address out) const {
+        PagedJob job{};
+        job.layout = layout;
+        job.memory = at<char>(memory);
+        job.qkv = at<void>(qkv);
+        job.cos = at<float>(cos);
+        job.sin = at<float>(sin);
+        job.rotary = rotary;
+        job.logn = at<float>(logn);
+        job.starts = at<int32_t>(starts);
+        job.offsets = at<int32_t>(offsets);
+        job.tables = at<int32_t>(tables);
+        job.rows = rows;
+        job.width = width;
+        job.window = window;
+        job.out = at<void>(out);
+        run_paged(job, tokens);
+    }
+    void copy(const std::vector<int64_t>& sources, const std::vector<int64_t>& targets) const {
+        copy_blocks(layout, at<char>(memory), sources, targets);
+    }
+};
+
 // Elementwise work below this many elements is done on the spot.
 constexpr int64_t share_from = 64 * 1024;
 
@@ -126,6 +156,19 @@ NB_MODULE(_cpu, m) {
         })
         .def("pack", &Bf16Weight::pack, Free())
         .def("multiply", &Bf16Weight::multiply, Free());
+
+    nb::class_<PagedLayer>(m, "PagedLayer")
+        .def("__init__", [](PagedLayer* l, const PagedLayout& layout, Address memory) {
+            new (l) PagedLayer{layout, memory};
+        })
+        .def("attend", &PagedLayer::attend, Free())
+        .def("copy", &PagedLayer::copy, Free());
+    nb::class_<PagedLayout>(m, "PagedLayout")
+        .def("__init__", [](PagedLayout* l, int64_t blocks, int64_t block_size, int64_t heads, int64_t kv_heads,
+                            int64_t head_dim, int type, int format) {
+            new (l) PagedLayout{blocks, block_size, heads, kv_heads, head_dim, Dtype(type), KvFormat(format)};
+        })
+        .def_prop_ro("bytes", &PagedLayout::bytes);
 
     m.def("norm", [](Address x, Address residual, Address weight, Address sum, Address y, int64_t rows, int64_t columns,
                      float eps, int type) {

@@ -1,0 +1,91 @@
+// Attention over keys and values kept in blocks: where they lie, and the work of one layer in one step.
+//
+// A unit is 32 tokens of a block. The keys of a unit and head are a matrix [channels][32 tokens], its values
+// one [32 tokens][channels]; both are cut into tiles of 32 rows by 16 columns, which vectors read along the
+// columns and AMX takes as they are. bf16 and 8-bit tiles keep two rows side by side: [16][16 columns][2].
+//
+// A query's sums are made in an order that depends on its own position alone: channels upwards, keys by
+// segments of 512 positions, each with one maximum. So its bits do not depend on what else is computed.
+#pragma once
+#include "dtype.h"
+
+namespace qwenkit {
+
+constexpr int64_t unit_tokens = 32;
+constexpr int64_t segment_units = 16;
+constexpr int64_t segment_tokens = segment_units * unit_tokens;
+constexpr int64_t tile_cells = 512;
+constexpr int64_t most_queries = 32;  // of one task
+constexpr int64_t most_channels = 1024;
+
+enum class KvFormat : int { plain = 0, symmetric = 1, affine = 2 };  // symmetric: no minimum
+
+struct PagedLayout {
+    int64_t blocks, block_size;  // block_size in tokens, a multiple of unit_tokens
+    int64_t heads, kv_heads, head_dim;
+    Dtype type;
+    KvFormat format;
+
+    int64_t group() const { return heads / kv_heads; }
+    int64_t channels() const { return round_up(head_dim, 32); }  // whole tiles; those past head_dim stay zero
+    int64_t units_per_block() const { return block_size / unit_tokens; }
+    int64_t cell_bytes() const { return format == KvFormat::plain ? size_of(type) : 1; }
+    int64_t side_bytes() const { return channels() * unit_tokens * cell_bytes(); }  // keys or values
+    // Keys, values; then 32 scales of keys and of values; then as many minima.
+    int64_t head_bytes() const { return 2 * side_bytes() + int(format) * 2 * unit_tokens * int64_t(sizeof(float)); }
+    int64_t block_bytes() const { return units_per_block() * kv_heads * head_bytes(); }
+    int64_t bytes() const { return blocks * block_bytes(); }
+};
+
+// Keys and values of one unit and head.
+struct KvUnit {
+    char* at;
+    const PagedLayout* layout;
+
+    char* keys() const { return at; }
+    char* values() const { return at + layout->side_bytes(); }
+    float* key_scales() const { return reinterpret_cast<float*>(at + 2 * layout->side_bytes()); }
+    float* value_scales() const { return key_scales() + unit_tokens; }
+    float* key_minima() const { return key_scales() + 2 * unit_tokens; }
+    float* value_minima() const { return key_scales() + 3 * unit_tokens; }
+};
+
+struct KeepTask {  // tokens of a row, from `first` up to `last` counted in the step, of one unit
+    int32_t row, head, first, last;
+};
+
+// Queries of a row that share a key head, numbered token by token, heads of the group within. `part`: where
+// sums of its one segment go, if another task combines them; else null, and the result is written.
+struct AttendTask {
+    int32_t row, head, first, count;
+    int32_t first_segment, last_segment;  // last: one past
+    int32_t keep;  // the KeepTask to carry out first, or -1
+    float* part;
+};
+
+struct PagedJob {
+    PagedLayout layout;
+    char* memory;
+    const void* qkv;           // [tokens][heads + 2 kv_heads][head_dim]
+    const float *cos, *sin;    // [tokens][rotary]
+    int64_t rotary;
+    const float* logn;         // [tokens] or null
+    const int32_t *starts, *offsets, *tables;  // of RaggedRows; tables [rows][width]
+    int64_t rows, width;
+    int64_t window;            // 0: none
+    void* out;                 // [tokens][heads][head_dim]
+
+    KvUnit unit(int64_t row, int64_t head, int64_t index) const {
+        const int64_t per = layout.units_per_block();
+        const int64_t place = int64_t(tables[row * width + index / per]) * per + index % per;
+        return {memory + (place * layout.kv_heads + head) * layout.head_bytes(), &layout};
+    }
+    int64_t length(int64_t row) const { return starts[row] + offsets[row + 1] - offsets[row]; }
+
+    // Sums of a task's queries: [count][channels] outputs, then a maximum, a sum and an offset of each.
+    int64_t part_floats(int64_t count) const { return count * (layout.channels() + 3); }
+    // What a thread needs for one task, rounded up generously; see attention_flow.h.
+    int64_t scratch_bytes() const { return 256 * layout.channels() * int64_t(sizeof(float)) + (128 << 10); }
+};
+
+}  // namespace qwenkit
