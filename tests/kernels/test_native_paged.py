@@ -1,4 +1,4 @@
-"""Compiled paged attention: right against torch and the written-out sum, and the same bits however it is cut."""
+"""Compiled paged attention: right against torch and written-out sums, the same bits however it is cut."""
 
 from __future__ import annotations
 

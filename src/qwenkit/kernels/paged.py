@@ -77,7 +77,7 @@ class RaggedRows:
 
     @cached_property
     def addresses(self) -> tuple[int, int, int, int, int]:
-        """Of starts, offsets and tables, number of rows, width of the tables; for compiled code, once a step."""
+        """Of starts, offsets, tables; then rows and width of the tables: for compiled code, once a step."""
         shapes = (len(self.starts),), (len(self.starts) + 1,), (len(self.starts), self.tables.shape[-1])
         tensors = (self.starts, self.offsets, self.tables)
         for tensor, shape in zip(tensors, shapes, strict=True):
