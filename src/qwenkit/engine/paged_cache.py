@@ -5,15 +5,16 @@ Knows the model's shape and block numbers; which block belongs to whom is the sc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qwenkit.engine.blocks import BlockCopy
 from qwenkit.engine.scheduler import Step
 from qwenkit.kernels import paged_layer
+from qwenkit.kernels.native_stack import NativeStack
 from qwenkit.kernels.paged import KVFormat, PagedShape, RaggedRows
 from qwenkit.model import ModelConfig, TokenBatch
 from qwenkit.model.rope import rotary_table
@@ -73,13 +74,23 @@ def kv_token_bytes(config: ModelConfig, dtype: torch.dtype, format: KVFormat) ->
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RaggedBatch(TokenBatch):
-    """The rows of a step, one after the other in a single row [1, tokens]. ntk_alpha: one factor a row."""
+    """The rows of a step, one after the other in a single row [1, tokens]. ntk_alpha: one factor a row.
+
+    stack: the model's blocks over this cache in one call, if there is such a thing.
+    """
 
     rows: RaggedRows
     cache: PagedCache
+    stack: NativeStack | None = None
 
     @classmethod
-    def of(cls, step: Step, cache: PagedCache, device: torch.device | str = "cpu") -> RaggedBatch:
+    def of(
+        cls,
+        step: Step,
+        cache: PagedCache,
+        device: torch.device | str = "cpu",
+        stack: NativeStack | None = None,
+    ) -> RaggedBatch:
         """The tokens of a scheduler's step."""
         rows = RaggedRows.make(
             [row.start for row in step.rows],
@@ -93,6 +104,7 @@ class RaggedBatch(TokenBatch):
             longest=max(row.start + row.count for row in step.rows),
             rows=rows,
             cache=cache,
+            stack=stack,
         )
 
     def angles(self, dim: int, base: float, *, ntk: bool) -> tuple[Tensor, Tensor]:
@@ -116,3 +128,11 @@ class RaggedBatch(TokenBatch):
             self.cache.windows[layer],
         )
         return out.view(1, out.shape[0], -1)
+
+    def through(
+        self, blocks: Iterable[nn.Module], x: Tensor, angles: tuple[Tensor, Tensor], logn: Tensor | None
+    ) -> Tensor:
+        if self.stack is None:
+            return super().through(blocks, x, angles, logn)
+        turned = angles[0][0], angles[1][0]
+        return self.stack.run(x[0], turned, None if logn is None else logn[0], self.rows)[None]

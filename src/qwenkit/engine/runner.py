@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from qwenkit.engine.native_blocks import native_stack
 from qwenkit.engine.paged_cache import PagedCache, RaggedBatch
 from qwenkit.engine.scheduler import Step
 from qwenkit.model import CausalLM
@@ -20,6 +21,7 @@ class Runner:
         self.model = model
         self.cache = cache
         self.device = model.transformer.wte.weight.device
+        self.stack = native_stack(model, cache)
 
     @torch.inference_mode()
     def compute(self, step: Step) -> Tensor:
@@ -46,4 +48,4 @@ class Runner:
     def _pass(self, step: Step) -> tuple[Tensor, RaggedBatch]:
         self.cache.copy(step.copies)
         tokens = torch.tensor([[token for row in step.rows for token in row.token_ids]], device=self.device)
-        return tokens, RaggedBatch.of(step, self.cache, self.device)
+        return tokens, RaggedBatch.of(step, self.cache, self.device, self.stack)

@@ -235,7 +235,7 @@ class AffineWeight:
         self.packed = _require(packed, "The packed weight", dtype=torch.uint8)
         self.gather = None if gather is None else _require(gather, "The gather", dtype=torch.int32)
         self.bias = None if bias is None else _require(bias.float(), "The bias", dtype=torch.float32)
-        self._native = extension().AffineWeight(
+        self.native = extension().AffineWeight(
             shape.rows,
             shape.columns,
             shape.group,
@@ -292,7 +292,7 @@ class AffineWeight:
         half = exact_half(_require(scales, "The scales"), "Scales")
         points = None if zeros is None else _require(zeros, "The zeros", dtype=torch.uint8)
         low = None if minima is None else exact_half(_require(minima, "The minima"), "Minima")
-        weight._native.pack(
+        weight.native.pack(
             codes.data_ptr(),
             half.data_ptr(),
             0 if points is None else points.data_ptr(),
@@ -318,7 +318,7 @@ class AffineWeight:
         y = torch.empty(*x.shape[:-1], shape.rows, dtype=dtype)
         count = x.numel() // shape.columns
         if count:
-            self._native.multiply(
+            self.native.multiply(
                 x.data_ptr(), TYPES[x.dtype], y.data_ptr(), TYPES[dtype], count, activations == "16bit"
             )
         return y
@@ -341,7 +341,7 @@ class Bf16Weight:
         self.rows, self.columns = rows, columns
         self.packed = _require(packed, "The packed weight", dtype=torch.uint8)
         self.bias = None if bias is None else _require(bias.float(), "The bias", dtype=torch.float32)
-        self._native = extension().Bf16Weight(
+        self.native = extension().Bf16Weight(
             rows, columns, self.packed.data_ptr(), 0 if self.bias is None else self.bias.data_ptr()
         )
 
@@ -351,7 +351,7 @@ class Bf16Weight:
         rows, columns = weight.shape
         packed = cls(rows, columns, huge(extension().bf16_packed_bytes(rows, columns)), bias)
         weight = _require(weight, "The weight", dtype=torch.bfloat16)
-        packed._native.pack(weight.data_ptr())
+        packed.native.pack(weight.data_ptr())
         return packed
 
     def multiply(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
@@ -363,7 +363,7 @@ class Bf16Weight:
         y = torch.empty(*x.shape[:-1], self.rows, dtype=dtype)
         count = x.numel() // self.columns
         if count:
-            self._native.multiply(x.data_ptr(), TYPES[x.dtype], y.data_ptr(), TYPES[dtype], count)
+            self.native.multiply(x.data_ptr(), TYPES[x.dtype], y.data_ptr(), TYPES[dtype], count)
         return y
 
 

@@ -60,7 +60,7 @@ class NativePagedLayer(PagedLayer):
         )
         self.memory = native.huge(layout.bytes)
         """uint8, as cpu/attention.h lays it out."""
-        self._native: Any = native.extension().PagedLayer(layout, self.memory.data_ptr())
+        self.native: Any = native.extension().PagedLayer(layout, self.memory.data_ptr())
         self._qkv_shape = (shape.heads + 2 * shape.kv_heads, shape.head_dim)
 
     @property
@@ -99,7 +99,7 @@ class NativePagedLayer(PagedLayer):
         logn = None if logn is None else _plain(logn)
         out = torch.empty(tokens, self.shape.heads, self.shape.head_dim, dtype=qkv.dtype)
         try:
-            self._native.attend(
+            self.native.attend(
                 qkv.data_ptr(),
                 tokens,
                 cos.data_ptr(),
@@ -116,7 +116,7 @@ class NativePagedLayer(PagedLayer):
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         try:
-            self._native.copy([source for source, _ in pairs], [target for _, target in pairs])
+            self.native.copy([source for source, _ in pairs], [target for _, target in pairs])
         except ValueError as error:
             raise UnsupportedError(str(error)) from error
 

@@ -3,12 +3,13 @@
 from qwenkit.model.batch import Batch, TokenBatch
 from qwenkit.model.cache import DenseCache, KVCache, OriginalInt8Cache
 from qwenkit.model.config import SIZES, ModelConfig
-from qwenkit.model.model import CausalLM, Transformer, causal_loss, output_logits
+from qwenkit.model.model import Block, CausalLM, Transformer, causal_loss, output_logits
 from qwenkit.model.rope import ntk_alpha
 
 __all__ = [
     "SIZES",
     "Batch",
+    "Block",
     "CausalLM",
     "DenseCache",
     "KVCache",

@@ -102,11 +102,11 @@ class Transformer(nn.Module):
         logn = None
         if shape.logn and not self.training and batch.longest > shape.seq_length:
             logn = logn_factors(batch.positions, shape.seq_length)
-        for block in self.h:
-            if self.gradient_checkpointing and self.training:
+        if self.gradient_checkpointing and self.training:
+            for block in self.h:
                 x = checkpoint(block, x, batch, angles, logn, use_reentrant=False)
-            else:
-                x = block(x, batch, angles, logn)
+        else:
+            x = batch.through(self.h, x, angles, logn)
         return self.ln_f(x)  # type: ignore[no-any-return]
 
 

@@ -109,10 +109,14 @@ class PackedLinear(_Packed):
         if native.isa() == "reference":
             bias = None if self.bias is None else self.bias.to(x.dtype)
             return F.linear(x, self.dequantize(x.dtype), bias)
+        return self.weight().multiply(x, self.activations)
+
+    def weight(self) -> AffineWeight:
+        """The kernel's view of the buffers; holds them, so it stays valid when they are replaced here."""
         weight: AffineWeight | None = self._weight
         if weight is None or weight.packed.data_ptr() != self.packed.data_ptr():
             weight = self._weight = AffineWeight(self.shape, self.packed, self.gather, self.bias)
-        return weight.multiply(x, self.activations)
+        return weight
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight [out, in], read back from the packed bytes by torch alone (computed in float32)."""
@@ -175,10 +179,14 @@ class PackedBf16Linear(_Packed):
         if native.isa() == "reference":
             bias = None if self.bias is None else self.bias.to(x.dtype)
             return F.linear(x, self.dequantize(x.dtype), bias)
+        return self.weight().multiply(x)
+
+    def weight(self) -> Bf16Weight:
+        """The kernel's view of the buffers; holds them, so it stays valid when they are replaced here."""
         weight: Bf16Weight | None = self._weight
         if weight is None or weight.packed.data_ptr() != self.packed.data_ptr():
             weight = self._weight = Bf16Weight(self.out_features, self.in_features, self.packed, self.bias)
-        return weight.multiply(x)
+        return weight
 
     def dequantize(self, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         """The weight [out, in], read back from the packed bytes by torch alone."""

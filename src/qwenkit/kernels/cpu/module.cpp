@@ -9,7 +9,9 @@
 #include "kernels.h"
 #include "linear.h"
 #include "machine.h"
+#include "elementwise.h"
 #include "paged.h"
+#include "stack.h"
 #include "thread_pool.h"
 
 namespace nb = nanobind;
@@ -22,65 +24,6 @@ using Address = uintptr_t;
 
 template <class T>
 T* at(Address a) { return reinterpret_cast<T*>(a); }
-
-// A packed affine weight and its companions; the memory belongs to Python.
-struct AffineWeight {
-    AffineLayout layout;
-    Address packed, gather, bias;
-
-    AffineWeight(int64_t rows, int64_t columns, int64_t group, int64_t groups, int bits, int zeros, Address packed,
-                 Address gather, Address bias)
-        : layout(sized(rows, columns, group, groups, bits, zeros)), packed(packed), gather(gather), bias(bias) {}
-
-    // With a gather a weight may have more groups than its columns fill: uneven groups are padded.
-    static AffineLayout sized(int64_t rows, int64_t columns, int64_t group, int64_t groups, int bits, int zeros) {
-        if (zeros < 0 || zeros > 2) throw std::invalid_argument("Unknown kind of zeros.");
-        AffineLayout w(rows, columns, group, bits, Zeros(zeros));
-        if (groups < w.groups) throw std::invalid_argument("Too few groups for the columns.");
-        w.groups = groups;
-        w.block_bytes = groups * w.group_bytes;
-        w.bytes = w.blocks * w.block_bytes;
-        return w;
-    }
-    void pack(Address codes, Address scales, Address points, Address minima, Address group_map) const {
-        AffinePackJob job{layout, at<uint8_t>(codes), at<uint16_t>(scales), at<uint8_t>(points), at<uint16_t>(minima),
-                          at<int32_t>(gather), at<int32_t>(group_map), at<uint8_t>(packed)};
-        run_pack_affine(job);
-    }
-    void multiply(Address x, int x_type, Address y, int y_type, int64_t count, bool exact) const {
-        AffineJob job{};
-        job.layout = layout;
-        job.packed = at<uint8_t>(packed);
-        job.gather = at<int32_t>(gather);
-        job.bias = at<float>(bias);
-        job.x = at<void>(x);
-        job.x_type = Dtype(x_type);
-        job.y = at<void>(y);
-        job.y_type = Dtype(y_type);
-        job.count = count;
-        run_affine(job, exact);
-    }
-};
-
-struct Bf16Weight {
-    int64_t rows, columns;
-    Address packed, bias;
-
-    void pack(Address weight) const { run_pack_bf16(at<uint16_t>(weight), rows, columns, at<uint16_t>(packed)); }
-    void multiply(Address x, int x_type, Address y, int y_type, int64_t count) const {
-        Bf16Job job{};
-        job.rows = rows;
-        job.columns = columns;
-        job.packed = at<uint16_t>(packed);
-        job.bias = at<float>(bias);
-        job.x = at<void>(x);
-        job.x_type = Dtype(x_type);
-        job.y = at<void>(y);
-        job.y_type = Dtype(y_type);
-        job.count = count;
-        run_bf16(job);
-    }
-};
 
 // The keys and values of one layer; the memory belongs to Python.
 struct PagedLayer {
@@ -111,19 +54,10 @@ struct PagedLayer {
     }
 };
 
-// Elementwise work below this many elements is done on the spot.
-constexpr int64_t share_from = 64 * 1024;
-
-template <class Job>
-void share(const Job& job, void (*run)(const Job&, int64_t, int64_t), int64_t rows, int64_t columns) {
-    if (rows * columns < share_from) run(job, 0, rows);
-    else ThreadPool::shared().loop(rows, std::max<int64_t>(1, 16 * 1024 / columns),
-                                   [&](int64_t a, int64_t b) { run(job, a, b); });
-}
-
 }  // namespace
 
 NB_MODULE(_cpu, m) {
+    nb::set_leak_warnings(false);  // a model that lives until the process ends is no leak
     using Free = nb::call_guard<nb::gil_scoped_release>;
 
     m.def("isa", [] { return std::string(isa_name(active_isa())); });
@@ -149,13 +83,22 @@ NB_MODULE(_cpu, m) {
     nb::class_<AffineWeight>(m, "AffineWeight")
         .def(nb::init<int64_t, int64_t, int64_t, int64_t, int, int, Address, Address, Address>())
         .def("pack", &AffineWeight::pack, Free())
-        .def("multiply", &AffineWeight::multiply, Free());
+        .def("multiply", [](const AffineWeight& w, Address x, int x_type, Address y, int y_type, int64_t count, bool exact) {
+            w.multiply(at<void>(x), Dtype(x_type), at<void>(y), Dtype(y_type), count, exact);
+        }, Free());
     nb::class_<Bf16Weight>(m, "Bf16Weight")
         .def("__init__", [](Bf16Weight* w, int64_t rows, int64_t columns, Address packed, Address bias) {
             new (w) Bf16Weight{rows, columns, packed, bias};
         })
         .def("pack", &Bf16Weight::pack, Free())
-        .def("multiply", &Bf16Weight::multiply, Free());
+        .def("multiply", [](const Bf16Weight& w, Address x, int x_type, Address y, int y_type, int64_t count) {
+            w.multiply(at<void>(x), Dtype(x_type), at<void>(y), Dtype(y_type), count);
+        }, Free());
+    nb::class_<Product>(m, "Product")
+        .def("__init__", [](Product* p, const AffineWeight* w, bool exact) { new (p) Product{w, nullptr, exact}; },
+             "weight"_a, "exact"_a, nb::keep_alive<1, 2>())
+        .def("__init__", [](Product* p, const Bf16Weight* w, bool) { new (p) Product{nullptr, w, false}; },
+             "weight"_a, "exact"_a, nb::keep_alive<1, 2>());
 
     nb::class_<PagedLayer>(m, "PagedLayer")
         .def("__init__", [](PagedLayer* l, const PagedLayout& layout, Address memory) {
@@ -170,21 +113,36 @@ NB_MODULE(_cpu, m) {
         })
         .def_prop_ro("bytes", &PagedLayout::bytes);
 
+    nb::class_<Stack>(m, "Stack")
+        .def("__init__", [](Stack* s, int64_t hidden, int64_t inner, float eps, int type) {
+            new (s) Stack(hidden, inner, eps, Dtype(type));
+        })
+        .def("add", [](Stack& s, Address ln_1, Address ln_2, const Product& qkv, const Product& attended, const Product& up,
+                       const Product& gate, const Product& down, const PagedLayer& layer, int64_t window) {
+            s.add({at<void>(ln_1), at<void>(ln_2), qkv, attended, up, gate, down, layer.layout, at<char>(layer.memory),
+                   window});
+        })
+        .def("run", [](const Stack& s, Address x, Address y, int64_t tokens, Address cos, Address sin, int64_t rotary,
+                       Address logn, Address starts, Address offsets, Address tables, int64_t rows, int64_t width) {
+            s.run({at<void>(x), at<void>(y), tokens, rotary, at<float>(cos), at<float>(sin), at<float>(logn),
+                   at<int32_t>(starts), at<int32_t>(offsets), at<int32_t>(tables), rows, width});
+        }, Free());
+
     m.def("norm", [](Address x, Address residual, Address weight, Address sum, Address y, int64_t rows, int64_t columns,
                      float eps, int type) {
         const NormJob job{at<void>(x), at<void>(residual), at<void>(weight), at<void>(sum), at<void>(y), columns, eps,
                           Dtype(type)};
-        share(job, active_kernels().norm, rows, columns);
+        run_rows(job, active_kernels().norm, rows, columns);
     }, Free());
     m.def("rope", [](Address x, Address y, Address cos, Address sin, int64_t tokens, int64_t x_token, int64_t y_token,
                      int64_t heads, int64_t head_dim, int64_t rotary, int64_t tokens_per_table, int type) {
         const RopeJob job{at<void>(x), at<void>(y), at<float>(cos), at<float>(sin), x_token, y_token, heads, head_dim,
                           rotary, tokens_per_table, Dtype(type)};
-        share(job, active_kernels().rope, tokens, heads * head_dim);
+        run_rows(job, active_kernels().rope, tokens, heads * head_dim);
     }, Free());
     m.def("gate", [](Address up, Address gate, Address y, int64_t rows, int64_t columns, int64_t up_row,
                      int64_t gate_row, int64_t y_row, int type) {
         const GateJob job{at<void>(up), at<void>(gate), at<void>(y), columns, up_row, gate_row, y_row, Dtype(type)};
-        share(job, active_kernels().gate, rows, columns);
+        run_rows(job, active_kernels().gate, rows, columns);
     }, Free());
 }

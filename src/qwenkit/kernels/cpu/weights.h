@@ -1,0 +1,89 @@
+// Packed weights as Python holds them: a layout and addresses. The memory belongs to Python.
+#pragma once
+#include <stdexcept>
+
+#include "linear.h"
+
+namespace qwenkit {
+
+struct AffineWeight {
+    AffineLayout layout;
+    uintptr_t packed, gather, bias;
+
+    AffineWeight(int64_t rows, int64_t columns, int64_t group, int64_t groups, int bits, int zeros, uintptr_t packed,
+                 uintptr_t gather, uintptr_t bias)
+        : layout(sized(rows, columns, group, groups, bits, zeros)), packed(packed), gather(gather), bias(bias) {}
+
+    // With a gather a weight may have more groups than its columns fill: uneven groups are padded.
+    static AffineLayout sized(int64_t rows, int64_t columns, int64_t group, int64_t groups, int bits, int zeros) {
+        if (zeros < 0 || zeros > 2) throw std::invalid_argument("Unknown kind of zeros.");
+        AffineLayout w(rows, columns, group, bits, Zeros(zeros));
+        if (groups < w.groups) throw std::invalid_argument("Too few groups for the columns.");
+        w.groups = groups;
+        w.block_bytes = groups * w.group_bytes;
+        w.bytes = w.blocks * w.block_bytes;
+        return w;
+    }
+    void pack(uintptr_t codes, uintptr_t scales, uintptr_t points, uintptr_t minima, uintptr_t group_map) const {
+        AffinePackJob job{layout,
+                          reinterpret_cast<uint8_t*>(codes),
+                          reinterpret_cast<uint16_t*>(scales),
+                          reinterpret_cast<uint8_t*>(points),
+                          reinterpret_cast<uint16_t*>(minima),
+                          reinterpret_cast<int32_t*>(gather),
+                          reinterpret_cast<int32_t*>(group_map),
+                          reinterpret_cast<uint8_t*>(packed)};
+        run_pack_affine(job);
+    }
+    void multiply(const void* x, Dtype x_type, void* y, Dtype y_type, int64_t count, bool exact) const {
+        AffineJob job{};
+        job.layout = layout;
+        job.packed = reinterpret_cast<uint8_t*>(packed);
+        job.gather = reinterpret_cast<int32_t*>(gather);
+        job.bias = reinterpret_cast<float*>(bias);
+        job.x = x;
+        job.x_type = x_type;
+        job.y = y;
+        job.y_type = y_type;
+        job.count = count;
+        run_affine(job, exact);
+    }
+};
+
+struct Bf16Weight {
+    int64_t rows, columns;
+    uintptr_t packed, bias;
+
+    void pack(uintptr_t weight) const {
+        run_pack_bf16(reinterpret_cast<uint16_t*>(weight), rows, columns, reinterpret_cast<uint16_t*>(packed));
+    }
+    void multiply(const void* x, Dtype x_type, void* y, Dtype y_type, int64_t count) const {
+        Bf16Job job{};
+        job.rows = rows;
+        job.columns = columns;
+        job.packed = reinterpret_cast<uint16_t*>(packed);
+        job.bias = reinterpret_cast<float*>(bias);
+        job.x = x;
+        job.x_type = x_type;
+        job.y = y;
+        job.y_type = y_type;
+        job.count = count;
+        run_bf16(job);
+    }
+};
+
+// y = x w^T + bias, whichever form w has; `exact` as in run_affine.
+struct Product {
+    const AffineWeight* affine = nullptr;
+    const Bf16Weight* bf16 = nullptr;
+    bool exact = false;
+
+    int64_t rows() const { return affine ? affine->layout.rows : bf16->rows; }
+    int64_t columns() const { return affine ? affine->layout.columns : bf16->columns; }
+    void multiply(const void* x, void* y, Dtype type, int64_t count) const {
+        if (affine) affine->multiply(x, type, y, type, count, exact);
+        else bf16->multiply(x, type, y, type, count);
+    }
+};
+
+}  // namespace qwenkit
