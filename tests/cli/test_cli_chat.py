@@ -70,11 +70,13 @@ def test_options_reach_the_model() -> None:
         model, "some/model", "-p", "hi", "--system", "Be brief.", "--temperature", "0.5", "--top-p", "0.9",
         "--top-k", "7", "--min-p", "0.1", "--repetition-penalty", "1.2", "--max-tokens", "5", "--seed", "3",
         "--stop", "A", "--stop", "\n", "--device", "cpu", "--dtype", "float32", "--offline",
+        "--weights", "int8", "--head", "bf16",
         "--kv-cache", "int8", "--cache-tokens", "99",
     )  # fmt: skip
     assert done.exit_code == 0
     assert model.loaded_with == {
         "model": "some/model", "device": "cpu", "dtype": "float32", "offline": True,
+        "weights": "int8", "head": "bf16",
         "kv_cache": "int8", "cache_tokens": 99,
     }  # fmt: skip
     assert model.asked[0]["system"] == "Be brief."
@@ -89,7 +91,9 @@ def test_what_is_not_given_is_left_to_the_checkpoint() -> None:
     chat(model, "-p", "hi")
     assert model.asked[0]["params"] == SamplingParams()
     assert model.asked[0]["system"] is None
-    assert model.loaded_with == {"model": None, "device": "auto", "dtype": "auto", "offline": False}
+    assert model.loaded_with == {
+        "model": None, "device": "auto", "dtype": "auto", "offline": False, "weights": "auto", "head": "auto",
+    }  # fmt: skip
 
 
 def test_zero_is_a_value() -> None:

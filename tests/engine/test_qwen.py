@@ -299,7 +299,7 @@ def test_explain_says_what_runs(qwen):
         "model: tiny (chat)",
         "device: cpu",
         "dtype: float32 (as asked)",
-        "16 x Linear",
+        "15 x Linear, 1 x Linear (output)",
         "dynamic NTK",
     ):
         assert part in text

@@ -37,6 +37,8 @@ def chat(
     stop: options.Stop = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    weights: options.Weights = "auto",
+    head: options.Head = "auto",
     kv_cache: options.KVCache = None,
     cache_tokens: options.CacheTokens = None,
     draft_model: options.DraftModel = None,
@@ -70,7 +72,9 @@ def chat(
         raise typer.BadParameter("There is nothing to ask: give --prompt TEXT, or pipe text into stdin.")
     state: State = ctx.obj
     with loading_line():
-        loaded: ChatModel = state.load(name, device=device, dtype=dtype, offline=offline, **engine)
+        loaded: ChatModel = state.load(
+            name, device=device, dtype=dtype, weights=weights, head=head, offline=offline, **engine
+        )
     if query:
         ask_once(loaded, query, system=system, params=params, show_prompt=show_prompt, quiet=quiet)
     else:

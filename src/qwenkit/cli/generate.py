@@ -41,6 +41,8 @@ def generate(
     ] = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    weights: options.Weights = "auto",
+    head: options.Head = "auto",
     kv_cache: options.KVCache = None,
     cache_tokens: options.CacheTokens = None,
     draft_model: options.DraftModel = None,
@@ -71,7 +73,9 @@ def generate(
     text = prompt_text(prompt, file)
     state: State = ctx.obj
     with loading_line():
-        loaded: ChatModel = state.load(name, device=device, dtype=dtype, offline=offline, **engine)
+        loaded: ChatModel = state.load(
+            name, device=device, dtype=dtype, weights=weights, head=head, offline=offline, **engine
+        )
     if loaded.notice and not quiet:
         typer.echo(loaded.notice, err=True)
     if as_json:

@@ -55,7 +55,7 @@ Loader: TypeAlias = Callable[..., Any]
 
 
 def load_qwen(model: str | None, *, device: str, dtype: str, offline: bool, **engine: Any) -> ChatModel:
-    """The real loader; torch is imported here and not before. engine: as of Qwen.load."""
+    """The real loader; torch is imported here and not before. engine: the rest of Qwen.load's arguments."""
     from qwenkit.engine import Qwen
 
     return Qwen.load(model, device=device, dtype=dtype, offline=offline, progress=None, **engine)

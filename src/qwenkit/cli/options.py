@@ -38,6 +38,15 @@ Stop = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
 Dtype = Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")]
+Weights = Annotated[
+    str,
+    typer.Option(
+        help="auto (as stored), exact, bf16, or int8, int4 to round a 16-bit checkpoint at loading."
+    ),
+]
+Head = Annotated[
+    str, typer.Option(help="The output layer: auto (int8 with --weights int8 or int4), bf16, int8, int4.")
+]
 KVCache = Annotated[
     str | None,
     typer.Option("--kv-cache", help="Keys and values: auto (as dtype), int8, int8-affine or int8-original."),

@@ -24,11 +24,11 @@ def describe(qwen: Qwen) -> str:
     elif place.device.type == "cpu":
         device += f", {torch.get_num_threads()} threads"
     dtype = str(place.dtype).removeprefix("torch.")
-    linears = Counter(
-        type(m).__name__
-        for m in qwen.model.modules()
-        if isinstance(m, nn.Linear) or "Linear" in type(m).__name__
-    )
+    linears: Counter[str] = Counter()
+    for name, module in qwen.model.named_modules():
+        if isinstance(module, nn.Linear) or "Linear" in type(module).__name__:
+            where = " (output)" if name == "lm_head" else ""
+            linears[f"{type(module).__name__}{_form(module)}{where}"] += 1
     held = {t.data_ptr(): t.nbytes for t in (*qwen.model.parameters(), *qwen.model.buffers())}
     long = [name for name, on in (("dynamic NTK", config.dynamic_ntk), ("LogN", config.logn)) if on]
     sampling = qwen.generation.sampling.with_defaults(NEUTRAL)
@@ -74,3 +74,8 @@ def _kernels(qwen: Qwen) -> str:
         return f"torch {torch.__version__} operators"
     text = kernels.explain().removeprefix("kernels: ")
     return text if qwen.unpacked is None else f"{text}\n  {qwen.unpacked}"
+
+
+def _form(module: nn.Module) -> str:
+    form = getattr(module, "form", None)
+    return "" if form is None else f" {form}"

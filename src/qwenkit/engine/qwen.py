@@ -34,7 +34,7 @@ from qwenkit.engine.score import log_likelihoods
 from qwenkit.engine.stream import Stream
 from qwenkit.engine.vocabulary import Vocabulary
 from qwenkit.model import CausalLM, ModelConfig, ntk_alpha
-from qwenkit.quant import pack_model
+from qwenkit.quant import Packing, pack_model
 from qwenkit.text import Tokenizer, chatml
 
 _SAMPLING_NAMES = tuple(field.name for field in fields(SamplingParams))
@@ -110,6 +110,8 @@ class Qwen:
         *,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
+        weights: str = "auto",
+        head: str = "auto",
         offline: bool = False,
         progress: bool | None = None,
         draft_model: str | Path | None = None,
@@ -118,18 +120,22 @@ class Qwen:
         """Load a checkpoint folder, a GGUF file, a hub name (org/name), or, with None, the small demo model.
 
         device: auto (CUDA, else Apple GPU, else CPU), cpu, cuda, cuda:N, mps. dtype: auto, bfloat16,
-        float16, float32; `explain()` says what auto chose and why. offline: never touch the network.
-        progress: show a bar on stderr; None shows it on a terminal. draft_model: a smaller checkpoint of the
-        same vocabulary that guesses tokens for this one to check: faster, the same text. engine: fields
-        of EngineOptions, as kv_cache="int8".
+        float16, float32; `explain()` says what auto chose and why. weights: auto (as stored, in the form
+        that runs fastest), exact, bf16, int8, int4 (the last two round a 16-bit checkpoint); head: auto,
+        bf16, int8, int4, the same for the output projection (quant.Packing has the details). offline: never
+        touch the network. progress: show a bar on stderr; None shows it on a terminal. draft_model: a
+        smaller checkpoint of the same vocabulary that guesses tokens for this one to check: faster, the same
+        text. engine: fields of EngineOptions, as kv_cache="int8".
 
-        Raises RequestError for a device or dtype that is not available, CheckpointError, ConfigError,
-        TokenizerError or UnsupportedError for a folder that cannot be read, DownloadError.
+        Raises RequestError for a device, dtype or weights that cannot be had, CheckpointError,
+        ConfigError, TokenizerError or UnsupportedError for a folder that cannot be read, DownloadError.
         """
         where, device_reason = find_device(device)  # before anything is downloaded
-        number_format, dtype_reason = parse_dtype(dtype), "as asked"
+        packing = Packing.parse(weights, head)
+        number_format, dtype_reason = parse_dtype(packing.dtype_for(dtype)), "as asked"
         located = locate(model, offline=offline)
         checkpoint = open_checkpoint(located.path, content_hash=located.content_hash)
+        packing.check(checkpoint.quantization)
         if number_format is None:
             quantized = not checkpoint.quantization.startswith("none")
             number_format, dtype_reason = choose_dtype(where, checkpoint.dtype, quantized=quantized)
@@ -139,11 +145,10 @@ class Qwen:
             draft = cls.load(
                 draft_model, device=where, dtype=dtype, offline=offline, progress=shown, cache_tokens=1
             )
-        weights = checkpoint.load_model(device=where, dtype=number_format, progress=shown)
-        on_cpu = where.type == "cpu"
-        unpacked = pack_model(weights, progress=shown) if on_cpu else f"the device is {where}"
+        loaded = checkpoint.load_model(device=where, dtype=number_format, progress=shown)
+        unpacked = pack_model(loaded, packing, progress=shown)
         return cls(
-            weights,
+            loaded,
             checkpoint.tokenizer(),
             generation=checkpoint.generation,
             name=located.display_name,

@@ -1,7 +1,19 @@
 """Number formats: packed linear layers and the packings checkpoints use. Knows no files."""
 
 from qwenkit.quant.affine import AffineLinear, FusedLinear
+from qwenkit.quant.codes import AffineCodes
 from qwenkit.quant.pack_model import pack_model
 from qwenkit.quant.packed import PackedBf16Linear, PackedLinear
+from qwenkit.quant.packing import Packing
+from qwenkit.quant.rtn import round_to_nearest
 
-__all__ = ["AffineLinear", "FusedLinear", "PackedBf16Linear", "PackedLinear", "pack_model"]
+__all__ = [
+    "AffineCodes",
+    "AffineLinear",
+    "FusedLinear",
+    "PackedBf16Linear",
+    "PackedLinear",
+    "Packing",
+    "pack_model",
+    "round_to_nearest",
+]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from qwenkit.core import UnsupportedError
 from qwenkit.kernels import native
 from qwenkit.kernels.native import Activations, AffineShape, AffineWeight, Bf16Weight
+from qwenkit.quant.codes import AffineCodes
 
 
 def _refuse_gradient(x: Tensor, layer: nn.Module) -> None:
@@ -96,6 +97,27 @@ class PackedLinear(_Packed):
         layer._weight = weight if bias is None else None
         return layer
 
+    @classmethod
+    def from_affine(
+        cls, weight: AffineCodes, bias: Tensor | None = None, activations: Activations = "int8"
+    ) -> PackedLinear:
+        """Pack a weight that was rounded here or read from a file's own codes; no value changes."""
+        return cls.from_codes(
+            weight.codes,
+            weight.scales,
+            bits=weight.bits,
+            group_of_column=weight.group_of_column,
+            minima=weight.minima,
+            bias=bias,
+            activations=activations,
+        )
+
+    @property
+    def form(self) -> str:
+        """The number format in words."""
+        rounded = "" if self.activations == "int8" else ", inputs not rounded"
+        return f"int{self.shape.bits} in groups of {self.shape.group}{rounded}"
+
     @property
     def in_features(self) -> int:
         return self.shape.columns
@@ -161,6 +183,8 @@ class PackedLinear(_Packed):
 
 class PackedBf16Linear(_Packed):
     """y = x w^T + bias, bfloat16 weights packed for the kernels; x rounded to bfloat16, sums in float32."""
+
+    form = "bfloat16"
 
     def __init__(self, rows: int, columns: int, packed: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
