@@ -28,7 +28,7 @@ def test_quantized_checkpoints_are_not_rounded_again(tmp_path, vocabulary):
     folder = tmp_path / "Qwen-Int4"
     shutil.copytree(INT4, folder)
     shutil.copy(vocabulary, folder / "qwen.tiktoken")
-    with pytest.raises(RequestError, match="GPTQ int4 g16; its weights cannot become int8"):
+    with pytest.raises(RequestError, match="GPTQ int4 g32; its weights cannot become int8"):
         Qwen.load(folder, weights="int8", progress=False)
 
 
