@@ -68,6 +68,15 @@ def tiny_chat(vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests keep nothing in the user's cache; only the tier with the demo model reads it there."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not os.environ.get("QWENKIT_TEST_MODEL"):
+            patch.setenv("QWENKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def reference_kernels() -> Iterator[None]:
     """Run the reference operators: truncated codes follow every rounding, also that of a faster norm."""

@@ -45,6 +45,33 @@ def start(tally: Path, pause: float) -> tuple[Any, Any]:
     return process, answers
 
 
+def _make_entry(key: str, size: int) -> None:
+    DerivedStore().get_or_make(key, lambda path: path.write_bytes(b"x" * size) and None)
+
+
+def test_what_was_not_used_for_longest_makes_room(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QWENKIT_CACHE_LIMIT", "0.000003")
+    root = DerivedStore().root
+    for age, key in enumerate(("old", "older", "oldest")):
+        _make_entry(key, 900)
+        os.utime(root / key, (1000 - age, 1000 - age))
+    _make_entry("oldest", 900)  # used now
+    _make_entry("new", 900)
+    assert {p.name for p in root.iterdir()} == {"old", "oldest", "new"}
+    (root / ".being-written.tmp").write_bytes(b"x" * 5000)
+    _make_entry("large", 9000)  # alone above the limit: it is kept until the next
+    assert {p.name for p in root.iterdir()} == {"large", ".being-written.tmp"}
+    _make_entry("small", 10)
+    assert {p.name for p in root.iterdir()} == {"small", ".being-written.tmp"}
+
+
+@pytest.mark.parametrize("value", ["much", "-1", "nan"])
+def test_a_limit_must_be_a_number(alone: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("QWENKIT_CACHE_LIMIT", value)
+    with pytest.raises(CheckpointError, match="QWENKIT_CACHE_LIMIT"):
+        DerivedStore()
+
+
 def test_made_once_and_found_again(alone: Path) -> None:
     made = []
 

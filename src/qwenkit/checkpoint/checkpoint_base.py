@@ -11,10 +11,14 @@ import torch
 
 from qwenkit.checkpoint.loading import Loader
 from qwenkit.checkpoint.names import Layout
+from qwenkit.checkpoint.packed_model import LoadedModel, identity_of, load_kept, pack_while_loading
 from qwenkit.checkpoint.safetensors_writer import PlannedTensor
+from qwenkit.checkpoint.stamps import content_hash
 from qwenkit.checkpoint.tensor_source import TensorEntry, TensorSource
 from qwenkit.core import GenerationConfig, UnsupportedError
 from qwenkit.model import CausalLM, ModelConfig
+from qwenkit.quant import Packing
+from qwenkit.quant.packing import why_not_native
 
 if TYPE_CHECKING:
     from qwenkit.text import Tokenizer
@@ -84,6 +88,33 @@ class Checkpoint(ABC):
         # the threads that dequantize.
         with torch.inference_mode(False), torch.no_grad():
             return self._loader_for(_float(dtype)).load(device=device, dtype=dtype, progress=progress)
+
+    def load_packed(
+        self, packing: Packing, *, device: torch.device | str, dtype: torch.dtype, progress: bool = False
+    ) -> LoadedModel:
+        """As `load_model`, the linear layers packed for the native kernels where these run.
+
+        What was quantized, by others or here, is kept packed in the cache: the next start reads it. Raises
+        as `load_model`, and RequestError for a packing this checkpoint cannot have (Packing.check).
+        """
+        packing.check(self.quantization)
+        device, dtype = torch.device(device), _float(dtype)
+        kind = self.quantization.split()[0]  # none, GPTQ or GGUF
+        worth_keeping = packing.rounds_any or kind == "GPTQ" or (kind == "GGUF" and packing.weights == "auto")
+        with torch.inference_mode(False), torch.no_grad():
+            if why_not_native(device) is None and worth_keeping:
+                return load_kept(
+                    self._loader, packing, identity=self._identity, dtype=dtype, progress=progress
+                )
+            return pack_while_loading(
+                self._loader_for(dtype), packing, device=device, dtype=dtype, progress=progress
+            )
+
+    def _identity(self) -> str:
+        """Stands for the content of every file the weights depend on; hashing them is done once."""
+        files = {entry.file for entry in self.entries()}
+        beside = (self.path / name for name in ("config.json", "quantize_config.json"))
+        return identity_of([*files, *(path for path in beside if path.exists())], content_hash)
 
 
 def _float(dtype: torch.dtype) -> torch.dtype:

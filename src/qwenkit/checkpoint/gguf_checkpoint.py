@@ -116,6 +116,9 @@ class GGUFCheckpoint(Checkpoint):
         DerivedStore().get_or_make(f"gguf-{self._content_hash}-merges-v1.txt", prove)
         return Tokenizer.from_gguf(tokens, types, None, pre)
 
+    def _identity(self) -> str:
+        return self._content_hash or super()._identity()
+
     @cached_property
     def _loader(self) -> Loader:
         modules = stored_modules(

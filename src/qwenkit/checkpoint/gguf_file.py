@@ -16,7 +16,9 @@ from qwenkit.checkpoint.mapped_file import MappedFile
 from qwenkit.checkpoint.shards import Shards
 from qwenkit.checkpoint.tensor_source import TensorEntry, TensorSource
 from qwenkit.checkpoint.verify import check_finite
-from qwenkit.core import CheckpointError
+from qwenkit.core import CheckpointError, UnsupportedError
+from qwenkit.quant import AffineCodes
+from qwenkit.quant.gguf_blocks import AFFINE, codes_from_blocks, nearest_codes
 
 _CHUNK = 2**20  # weights; small enough that the library's temporaries stay in the processor's cache
 _SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.gguf")
@@ -51,31 +53,55 @@ class GGUFFile(TensorSource):
         self.release(name)
         return cast
 
+    def read_codes(self, name: str) -> AffineCodes | None:
+        self.entry(name)
+        stored = self._tensors[name]
+        if plain_dtype(stored.type_name) is not None or len(stored.shape) != 2:
+            return None
+        rows, columns = stored.shape
+        packed = self._file.view(stored.start, stored.start + stored.nbytes).view(rows, -1)
+        step = max(1, _CHUNK // columns)
+
+        def piece(start: int) -> AffineCodes:
+            blocks = packed[start : start + step]
+            if stored.type_name in AFFINE:
+                return codes_from_blocks(blocks, stored.type_name)
+            return nearest_codes(self._floats(stored, blocks))
+
+        try:
+            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+                return AffineCodes.stack(list(threads.map(piece, range(0, rows, step))))
+        except UnsupportedError:
+            return None  # scales that float16 cannot hold, or NaN: reading as floats says which
+
     def release(self, name: str) -> None:
         stored = self._tensors[name]
         self._file.release(stored.start, stored.start + stored.nbytes)
 
     def _dequantize(self, stored: GGUFTensor, dtype: torch.dtype) -> Tensor:
         """Row chunks in as many threads as there are cores; beside the result only they take memory."""
-        from gguf import GGMLQuantizationType
-        from gguf.quants import dequantize
-
-        kind = GGMLQuantizationType[stored.type_name]
         out = torch.empty(stored.shape, dtype=dtype)
         flat = out.view(-1, stored.shape[-1])
         packed = self._file.view(stored.start, stored.start + stored.nbytes).view(flat.shape[0], -1)
         step = max(1, _CHUNK // flat.shape[1])
 
         def fill(start: int) -> None:
-            rows = torch.from_numpy(dequantize(packed[start : start + step].numpy(), kind))
-            check_finite(rows, stored.name, self.path, dtype)
-            flat[start : start + step] = rows
+            flat[start : start + step] = self._floats(stored, packed[start : start + step], dtype)
 
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
             for _ in threads.map(fill, range(0, flat.shape[0], step)):
                 pass
         self.release(stored.name)
         return out
+
+    def _floats(self, stored: GGUFTensor, blocks: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Blocks uint8 [n, bytes of a row] as float32 [n, columns], checked to be finite, also in `dtype`."""
+        from gguf import GGMLQuantizationType
+        from gguf.quants import dequantize
+
+        rows = torch.from_numpy(dequantize(blocks.numpy(), GGMLQuantizationType[stored.type_name]))
+        check_finite(rows, stored.name, self.path, dtype)
+        return rows
 
 
 def open_gguf(path: Path) -> tuple[GGUFHeader, TensorSource]:

@@ -5,7 +5,7 @@ Knows module names and shapes; does not know which files the tensors are in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,7 +20,7 @@ from qwenkit.checkpoint.tensor_source import TensorSource
 from qwenkit.checkpoint.verify import DOWNLOAD_AGAIN
 from qwenkit.core import CheckpointError, UnsupportedError
 from qwenkit.model import CausalLM, ModelConfig
-from qwenkit.quant import AffineLinear
+from qwenkit.quant import AffineCodes, AffineLinear, FusedLinear, PackedLinear
 
 _FLOATS = ("F32", "F16", "BF16")
 _BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
@@ -46,26 +46,49 @@ class Loader:
         On the CPU a weight already stored in `dtype` stays mapped to its file. Raises CheckpointError as
         `check` does, and for a tensor with NaN or infinity.
         """
-        self.check()
         model = empty_model(self.config)
-        owners = list(self._owners(model))
-        for name, module in _with_progress(owners, progress):
-            if self._tied(name):
-                continue
-            parts = self.modules[name]
-            if isinstance(module, nn.Linear) and self._is_packed(parts):
-                model.set_submodule(name, self._read_packed(module, parts, device, dtype))
-                continue
-            kinds = _kinds(module)
-            for kind in kinds:
-                tensor = self._read_rows([f"{part}.{kind}" for part in parts], dtype, device)
-                setattr(module, kind, nn.Parameter(tensor, requires_grad=False))
-            if isinstance(module, nn.Linear) and "bias" not in kinds:
-                self._check_extra_bias(parts)
-        if self.config.tied_embeddings:
-            self._check_tied_copy(model.transformer.wte.weight, dtype, device)
-            model.lm_head.weight = model.transformer.wte.weight
+        for _ in self.fill(model, device=device, dtype=dtype, progress=progress):
+            pass
         return model.eval()
+
+    def fill(
+        self,
+        model: CausalLM,
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        codes: Callable[[str], bool] = lambda name: False,
+        progress: bool = False,
+    ) -> Iterator[str]:
+        """Give the modules of an empty model their stored tensors; yields the name of each when it is whole.
+
+        The caller may put another module in its place before the next is read, which bounds memory.
+        codes: of which linear layers the blocks a GGUF stores are taken as integer codes (PackedLinear),
+        where they have such a form. Raises CheckpointError as `load`.
+        """
+        self.check()
+        names = [name for name, _ in self._owners(model)]  # names: a list of modules would keep them all
+        for name in _with_progress(names, progress):
+            module = model.get_submodule(name)
+            parts = self.modules["transformer.wte" if self._tied(name) else name]
+            coded = isinstance(module, nn.Linear) and codes(name)
+            packed = self._read_codes(module, parts, dtype) if coded else None
+            if packed is not None:
+                model.set_submodule(name, packed)
+            elif self._tied(name):
+                self._check_tied_copy(model.transformer.wte.weight, dtype, device)
+                model.lm_head.weight = model.transformer.wte.weight
+            elif isinstance(module, nn.Linear) and self._is_packed(parts):
+                model.set_submodule(name, self._read_packed(module, parts, device, dtype))
+            else:
+                kinds = _kinds(module)
+                for kind in kinds:
+                    tensor = self._read_rows([f"{part}.{kind}" for part in parts], dtype, device)
+                    setattr(module, kind, nn.Parameter(tensor, requires_grad=False))
+                if isinstance(module, nn.Linear) and "bias" not in kinds:
+                    self._check_extra_bias(parts)
+            del module, packed
+            yield name
 
     def planned(self, dtype: torch.dtype) -> list[PlannedTensor]:
         """Every parameter of the model under its canonical name, to be read one by one; `check` comes first.
@@ -239,6 +262,25 @@ class Loader:
             layers.append(layer.to(device))
         return AffineLinear.stack(layers)
 
+    def _read_codes(self, module: nn.Module, parts: Sequence[str], dtype: torch.dtype) -> nn.Module | None:
+        """A layer on the stored codes of all parts, None where one of them has no such form."""
+        found: list[AffineCodes] = []
+        for part in parts:
+            codes = self.source.read_codes(f"{part}.weight")
+            if codes is None:
+                return None
+            self.source.release(f"{part}.weight")
+            if found and found[-1].stacks_with(codes):
+                found[-1] = AffineCodes.stack([found[-1], codes])
+            else:
+                found.append(codes)
+        biases: list[Tensor | None] = [None] * len(found)
+        if "bias" in _kinds(module):
+            whole = self._read_rows([f"{part}.bias" for part in parts], dtype, "cpu")
+            biases = list(torch.split(whole, [codes.codes.shape[0] for codes in found]))
+        layers = [PackedLinear.from_affine(codes, bias) for codes, bias in zip(found, biases, strict=True)]
+        return layers[0] if len(layers) == 1 else FusedLinear(layers)
+
     def _check_extra_bias(self, parts: Sequence[str]) -> None:
         """AutoGPTQ of 2023 stored a zero bias for every linear; a real one must not be dropped."""
         for part in parts:
@@ -281,10 +323,10 @@ def _listed(names: list[str]) -> str:
     return f"{len(names)} tensor{'s are' if len(names) > 1 else ' is'} ({shown})"
 
 
-def _with_progress(owners: list[tuple[str, nn.Module]], progress: bool) -> Iterator[tuple[str, nn.Module]]:
+def _with_progress(names: list[str], progress: bool) -> Iterator[str]:
     if not progress:
-        yield from owners
+        yield from names
         return
     from tqdm import tqdm
 
-    yield from tqdm(owners, desc="Loading weights", unit="layer", leave=False)
+    yield from tqdm(names, desc="Loading weights", unit="layer", leave=False)

@@ -14,6 +14,7 @@ from qwenkit.checkpoint.safetensors_file import SafetensorsFile
 from qwenkit.checkpoint.tensor_source import TensorEntry, TensorSource
 from qwenkit.checkpoint.torch_file import TorchFile
 from qwenkit.core import CheckpointError
+from qwenkit.quant import AffineCodes
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<suffix>\.\w+)")
 
@@ -40,6 +41,10 @@ class Shards(TensorSource):
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         self.entry(name)
         return self._holder[name].read(name, dtype)
+
+    def read_codes(self, name: str) -> AffineCodes | None:
+        self.entry(name)
+        return self._holder[name].read_codes(name)
 
     def release(self, name: str) -> None:
         self._holder[name].release(name)

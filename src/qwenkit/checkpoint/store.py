@@ -35,6 +35,24 @@ def cache_root() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "qwenkit"
 
 
+def cache_limit() -> int:
+    """Bytes that computed entries may take: $QWENKIT_CACHE_LIMIT in GB, else 40 GB.
+
+    Raises:
+        CheckpointError: the variable is no number, or negative.
+    """
+    chosen = os.environ.get("QWENKIT_CACHE_LIMIT", "40")
+    try:
+        limit = float(chosen)
+    except ValueError:
+        limit = -1.0
+    if not 0 <= limit < 1e9:
+        raise CheckpointError(
+            f"QWENKIT_CACHE_LIMIT={chosen!r}.", "Give a number of gigabytes, as 40; 0 keeps none."
+        )
+    return int(limit * 1e9)
+
+
 @contextlib.contextmanager
 def disk_errors(path: Path, doing: str) -> Iterator[None]:
     """Turn a full or closed disk into an error with a remedy; every other OSError passes unchanged.
@@ -96,26 +114,35 @@ def exclusive(name: str) -> Iterator[None]:
         lock.release()
 
 
+class StoreError(CheckpointError):
+    """The cache cannot take an entry: its disk is full, closed or read-only."""
+
+
 class DerivedStore:
     """Files or folders computed from other files, kept under a key that names their content.
 
     The caller puts everything the result depends on into the key (hash of the source, what is
     computed, version of the computation), so an entry never goes stale and is never overwritten.
+    Together the entries take `limit` bytes at most (or one entry, if that alone is larger): what was
+    not used for longest is deleted when a new entry needs the room.
     """
 
     def __init__(self, root: Path | None = None) -> None:
-        """`root` defaults to the folder `derived` of the cache."""
+        """`root` defaults to the folder `derived` of the cache. Raises CheckpointError as `cache_limit`."""
         self.root = cache_root() / "derived" if root is None else root
+        self.limit = cache_limit()
 
-    def get_or_make(self, key: str, make: Callable[[Path], None]) -> Path:
+    def get_or_make(self, key: str, make: Callable[[Path], None], *, durable: bool = True) -> Path:
         """Path of the entry `key`; if absent, `make(path)` computes it into a file or folder at `path`.
 
         Of several processes asking at once one computes and the others wait. An entry appears whole
         or not at all: it is written beside its place, synced and renamed. What a killed process left
-        behind is removed by the next one that makes the same key.
+        behind is removed by the next one that makes the same key. durable: wait for the disk; an entry
+        that detects its own damage need not.
 
         Raises:
-            CheckpointError: `key` is not a plain name, `make` wrote nothing, or the disk is full or closed.
+            StoreError: the disk is full or closed.
+            CheckpointError: `key` is not a plain name, or `make` wrote nothing.
         """
         if not _KEY.fullmatch(key):
             raise CheckpointError(
@@ -124,16 +151,38 @@ class DerivedStore:
             )
         place = self.root / key
         if place.exists():
+            _mark_used(place)
             return place
         try:
             with exclusive(str(place)), disk_errors(place, "keeping"):
                 if not place.exists():
-                    self._make(place, make)
+                    self._make(place, make, durable)
         except DownloadError as error:
-            raise CheckpointError(error.problem, error.remedy) from error
+            raise StoreError(error.problem, error.remedy) from error
+        self.trim(keep=place)
         return place
 
-    def _make(self, place: Path, make: Callable[[Path], None]) -> None:
+    def discard(self, key: str) -> None:
+        """Delete the entry `key`, if it is there; a process that has it open is not disturbed."""
+        remove(self.root / key)
+
+    def trim(self, keep: Path | None = None) -> None:
+        """Delete the entries that were not used for longest until all take `limit` bytes, `keep` excepted."""
+        entries = []
+        for place in self.root.iterdir() if self.root.is_dir() else ():
+            with contextlib.suppress(FileNotFoundError):  # another process is trimming too
+                if not place.name.startswith("."):  # one being written
+                    entries.append((place.stat().st_mtime_ns, _size(place), place))
+        total = sum(size for _, size, _ in entries)
+        for _, size, place in sorted(entries):
+            if total <= self.limit:
+                return
+            if place != keep:
+                with contextlib.suppress(FileNotFoundError):
+                    remove(place)
+                total -= size
+
+    def _make(self, place: Path, make: Callable[[Path], None], durable: bool) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
         # Holding the lock, nobody else can be writing this key: any temporary is left from a dead process.
         for stale in self.root.glob(f".{place.name}.*.tmp"):
@@ -146,11 +195,25 @@ class DerivedStore:
                     f"Nothing was computed for {place.name}: {fresh} does not exist.",
                     "The function given to get_or_make must write to the path it receives.",
                 )
-            sync(fresh)
+            if durable:
+                sync(fresh)
             os.replace(fresh, place)
-            _sync_folder(self.root)
+            if durable:
+                _sync_folder(self.root)
         finally:
             remove(fresh)
+
+
+def _mark_used(place: Path) -> None:
+    """The time of the last use is the time of modification; nobody changes an entry."""
+    with contextlib.suppress(OSError):  # a read-only cache serves as well
+        os.utime(place)
+
+
+def _size(place: Path) -> int:
+    if place.is_dir():
+        return sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
+    return place.stat().st_size
 
 
 def remove(path: Path) -> None:

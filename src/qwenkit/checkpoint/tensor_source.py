@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from qwenkit.core import CheckpointError
+from qwenkit.quant import AffineCodes
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ class TensorSource(ABC):
 
         Raises CheckpointError for an unknown name or values that are not finite.
         """
+
+    def read_codes(self, name: str) -> AffineCodes | None:
+        """The weight [out, in] as the integer codes it is stored in, None for one stored as floats."""
+        return None
 
     def release(self, name: str) -> None:  # noqa: B027 - nothing to give back unless the file is mapped
         """Give back the memory through which `name` was read. No tensor read from it may be in use."""

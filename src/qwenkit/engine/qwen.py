@@ -34,7 +34,7 @@ from qwenkit.engine.score import log_likelihoods
 from qwenkit.engine.stream import Stream
 from qwenkit.engine.vocabulary import Vocabulary
 from qwenkit.model import CausalLM, ModelConfig, ntk_alpha
-from qwenkit.quant import Packing, pack_model
+from qwenkit.quant import Packing
 from qwenkit.text import Tokenizer, chatml
 
 _SAMPLING_NAMES = tuple(field.name for field in fields(SamplingParams))
@@ -135,7 +135,6 @@ class Qwen:
         number_format, dtype_reason = parse_dtype(packing.dtype_for(dtype)), "as asked"
         located = locate(model, offline=offline)
         checkpoint = open_checkpoint(located.path, content_hash=located.content_hash)
-        packing.check(checkpoint.quantization)
         if number_format is None:
             quantized = not checkpoint.quantization.startswith("none")
             number_format, dtype_reason = choose_dtype(where, checkpoint.dtype, quantized=quantized)
@@ -145,10 +144,9 @@ class Qwen:
             draft = cls.load(
                 draft_model, device=where, dtype=dtype, offline=offline, progress=shown, cache_tokens=1
             )
-        loaded = checkpoint.load_model(device=where, dtype=number_format, progress=shown)
-        unpacked = pack_model(loaded, packing, progress=shown)
+        loaded = checkpoint.load_packed(packing, device=where, dtype=number_format, progress=shown)
         return cls(
-            loaded,
+            loaded.model,
             checkpoint.tokenizer(),
             generation=checkpoint.generation,
             name=located.display_name,
@@ -156,7 +154,7 @@ class Qwen:
             notice=located.notice,
             placement=Placement(where, number_format, device_reason, dtype_reason),
             quantization=checkpoint.quantization,
-            unpacked=unpacked,
+            unpacked=loaded.unpacked,
             draft=draft,
             **engine,
         )

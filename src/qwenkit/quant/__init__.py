@@ -2,7 +2,7 @@
 
 from qwenkit.quant.affine import AffineLinear, FusedLinear
 from qwenkit.quant.codes import AffineCodes
-from qwenkit.quant.pack_model import pack_model
+from qwenkit.quant.pack_model import Packer, pack_model
 from qwenkit.quant.packed import PackedBf16Linear, PackedLinear
 from qwenkit.quant.packing import Packing
 from qwenkit.quant.rtn import round_to_nearest
@@ -13,6 +13,7 @@ __all__ = [
     "FusedLinear",
     "PackedBf16Linear",
     "PackedLinear",
+    "Packer",
     "Packing",
     "pack_model",
     "round_to_nearest",

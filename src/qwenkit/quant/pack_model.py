@@ -13,6 +13,37 @@ from qwenkit.core import UnsupportedError
 from qwenkit.quant.packing import Packing, why_not_native
 
 
+class Packer:
+    """Applies a Packing to the modules of a model on `device`, and remembers what it had to leave."""
+
+    def __init__(self, packing: Packing, device: torch.device) -> None:
+        self.packing = packing
+        self._why_not = why_not_native(device)
+        self._left: Counter[str] = Counter()
+        self._rounded = 0
+
+    def pack(self, model: nn.Module, name: str) -> None:
+        """Replace the module `name` by its packed twin if it is a linear layer the kernels can run."""
+        module = model.get_submodule(name)
+        if self._why_not is not None:
+            self._rounded += self.packing.round_in_place(name, module)
+            return
+        try:
+            packed = self.packing.pack(name, module)
+        except UnsupportedError as error:
+            self._left[error.problem] += 1
+            return
+        if packed is not None:
+            model.set_submodule(name, packed.eval())
+
+    def left(self) -> str | None:
+        """What was not packed and why, in a sentence; None if everything was."""
+        if self._why_not is not None:
+            held = f"; {self._rounded} layers hold their rounded weights as floats, which saves no memory"
+            return self._why_not + (held if self._rounded else "")
+        return "; ".join(f"{n} layers stay in torch: {why}" for why, n in self._left.items()) or None
+
+
 def pack_model(model: nn.Module, packing: Packing | None = None, *, progress: bool = False) -> str | None:
     """Pack every linear layer the native kernels can run, in place, one at a time.
 
@@ -22,24 +53,9 @@ def pack_model(model: nn.Module, packing: Packing | None = None, *, progress: bo
     Each weight is freed as soon as its packed form stands, so memory peaks one layer above the result.
     progress: a bar on standard error.
     """
-    packing = packing or Packing()
     tensors = itertools.chain(model.parameters(), model.buffers())
-    why_not = why_not_native(next((t.device for t in tensors), torch.device("cpu")))
-    left: Counter[str] = Counter()
-    rounded = 0
+    packer = Packer(packing or Packing(), next((t.device for t in tensors), torch.device("cpu")))
     names = [name for name, _ in model.named_modules()]  # names: a list of modules would keep them all
     for name in tqdm(names, desc="Packing weights", unit="layer", leave=False, disable=not progress):
-        if why_not is not None:
-            rounded += packing.round_in_place(name, model.get_submodule(name))
-            continue
-        try:
-            packed = packing.pack(name, model.get_submodule(name))
-        except UnsupportedError as error:
-            left[error.problem] += 1
-            continue
-        if packed is not None:
-            model.set_submodule(name, packed.eval())
-    if why_not is not None:
-        held = f"; {rounded} layers hold their rounded weights as floats, which saves no memory"
-        return why_not + (held if rounded else "")
-    return "; ".join(f"{n} layers stay in torch: {why}" for why, n in left.items()) or None
+        packer.pack(model, name)
+    return packer.left()

@@ -14,7 +14,7 @@ from torch import nn
 from qwenkit.core import RequestError, UnsupportedError
 from qwenkit.kernels import native
 from qwenkit.kernels.native import Activations
-from qwenkit.quant.affine import AffineLinear
+from qwenkit.quant.affine import AffineLinear, FusedLinear
 from qwenkit.quant.gptq import unpack_nibbles
 from qwenkit.quant.packed import PackedBf16Linear, PackedLinear
 from qwenkit.quant.rtn import round_to_nearest
@@ -76,10 +76,9 @@ class Packing:
             raise RequestError(f"weights='bf16' with dtype={dtype!r}.", "Give one of them.")
         return "bfloat16"
 
-    @property
-    def keeps_codes(self) -> bool:
-        """Whether a file's own integer codes are used where a kernel can run them."""
-        return self.weights == "auto"
+    def keeps_codes(self, name: str) -> bool:
+        """Whether the module `name` runs on the integer codes of a GGUF."""
+        return self.weights == "auto" and (name != "lm_head" or self.head == "auto")
 
     @property
     def activations(self) -> Activations:
@@ -93,6 +92,10 @@ class Packing:
         if head == "auto" and self.weights in _BITS:
             head = "int8"
         return _BITS.get(head)
+
+    @property
+    def rounds_any(self) -> bool:
+        return self.rounds("lm_head") is not None or self.weights in _BITS
 
     def pack(self, name: str, module: nn.Module) -> nn.Module | None:
         """The packed twin of a linear layer, None for other modules and for those already packed.
@@ -109,6 +112,9 @@ class Packing:
                 bias=module.bias,
                 activations=self.activations,
             )
+        if isinstance(module, FusedLinear):
+            parts = [self.pack(name, part) or part for part in module.parts]
+            return FusedLinear(parts)
         if not isinstance(module, nn.Linear):
             return None
         bits = self.rounds(name)

@@ -47,7 +47,7 @@ def round_to_nearest(weight: Tensor, bits: int, group: int = GROUP) -> AffineCod
 
     def fill(start: int) -> None:
         part = slice(start, start + step)
-        x = weight[part].float().numpy()
+        x = weight[part].detach().float().numpy()
         for columns_of, groups_of in (
             (slice(0, whole), slice(0, whole // group)),
             (slice(whole, columns), slice(whole // group, groups)),
