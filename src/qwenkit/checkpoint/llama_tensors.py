@@ -14,6 +14,7 @@ from torch import Tensor
 
 from qwenkit.checkpoint.tensor_source import TensorEntry, TensorSource
 from qwenkit.model import ModelConfig
+from qwenkit.quant import AffineCodes
 
 _PROJECTION = re.compile(r"(?P<stem>blk\.\d+\.attn_(?P<letter>[qkv]))\.(?P<kind>weight|bias)")
 
@@ -38,12 +39,21 @@ class LlamaTensors(TensorSource):
         if name not in self._stored.entries() and name in self._entries:
             return torch.zeros(self._entries[name].shape, dtype=dtype or torch.float32)
         tensor = self._stored.read(name, dtype)
+        order = self._order(name)
+        return tensor if order is None else tensor[order]
+
+    def read_codes(self, name: str) -> AffineCodes | None:
+        codes, order = self._stored.read_codes(name), self._order(name)
+        return codes if codes is None or order is None else codes.rows(order)
+
+    def _order(self, name: str) -> Tensor | None:
+        """The stored row that belongs in each place; None where rows are in their places."""
         match = _PROJECTION.fullmatch(name)
         if match is None or match["letter"] not in self._heads:
-            return tensor
+            return None
         # A head's channels came as (0, d/2, 1, d/2 + 1, ...): neighbours are turned together there.
-        pairs = tensor.reshape(self._heads[match["letter"]], -1, 2, *tensor.shape[1:])
-        return pairs.transpose(1, 2).reshape(tensor.shape)
+        pairs = torch.arange(self._entries[name].shape[0]).reshape(self._heads[match["letter"]], -1, 2)
+        return pairs.transpose(1, 2).flatten()
 
     def release(self, name: str) -> None:
         if name in self._stored.entries():

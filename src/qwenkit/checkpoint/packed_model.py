@@ -32,11 +32,10 @@ _EMBEDDING = "transformer.wte"
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """unpacked: why torch runs some linear layers, None if kernels run all; origin: where they came from."""
+    """unpacked: why torch runs some linear layers, None if kernels run all."""
 
     model: CausalLM
     unpacked: str | None
-    origin: str
 
 
 def pack_while_loading(
@@ -47,7 +46,7 @@ def pack_while_loading(
     codes = packing.keeps_codes if why_not_native(device) is None else lambda name: False
     for name in loader.fill(model, device=device, dtype=dtype, codes=codes, progress=progress):
         packer.pack(model, name)
-    return LoadedModel(model.eval(), packer.left(), "the checkpoint")
+    return LoadedModel(model.eval(), packer.left())
 
 
 def load_kept(
@@ -68,10 +67,8 @@ def load_kept(
         return pack_while_loading(loader, packing, device=torch.device("cpu"), dtype=dtype, progress=progress)
     options = f"{identity()} {packing} {dtype} {layout_fingerprint()} {_VERSION}"
     key = f"packed-{hashlib.sha256(options.encode()).hexdigest()[:40]}"
-    made: list[bool] = []
 
     def make(place: Path) -> None:
-        made.append(True)
         _write(place, key, loader, packing, dtype, progress)
 
     try:
@@ -88,7 +85,7 @@ def load_kept(
                 if again:
                     raise StoreError(f"{place} vanished.") from None
             else:
-                return LoadedModel(model, left, "the cache, made now" if made else "the cache")
+                return LoadedModel(model, left)
     except StoreError as error:
         say(f"The packed weights are not kept, so every start packs them again: {error}")
     return pack_while_loading(loader, packing, device=torch.device("cpu"), dtype=dtype, progress=progress)

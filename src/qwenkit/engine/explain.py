@@ -35,7 +35,7 @@ def describe(qwen: Qwen) -> str:
     lines = {
         "model": f"{qwen.name} ({'chat' if qwen.is_chat else 'base'})",
         "architecture": f"{config.architecture}, {config.parameter_count / 1e9:.2f} billion parameters",
-        "weights": f"{qwen.quantization}; {sum(held.values()) / 2**20:.0f} MiB in memory",
+        "weights": f"{_stored(qwen)}; {sum(held.values()) / 2**20:.0f} MiB in memory",
         "device": f"{device} ({place.device_reason})",
         "dtype": f"{dtype} ({place.dtype_reason})",
         "linear layers": ", ".join(f"{count} x {name}" for name, count in sorted(linears.items())),
@@ -74,6 +74,16 @@ def _kernels(qwen: Qwen) -> str:
         return f"torch {torch.__version__} operators"
     text = kernels.explain().removeprefix("kernels: ")
     return text if qwen.unpacked is None else f"{text}\n  {qwen.unpacked}"
+
+
+def _stored(qwen: Qwen) -> str:
+    """How the checkpoint stores its weights, and what that became where it is not the same."""
+    if not qwen.quantization.startswith("GGUF") or not any("int" in _form(m) for m in qwen.model.modules()):
+        return qwen.quantization
+    return (
+        f"{qwen.quantization}, run as integer codes (Q4_K scales in float16; Q5_1 and K-quants other than Q4_K "
+        "rounded to int8; weights='exact' takes them as floats)"
+    )
 
 
 def _form(module: nn.Module) -> str:

@@ -39,6 +39,11 @@ class AffineCodes:
             return ((self.codes.float() - (1 << (self.bits - 1))) * scale).to(dtype)
         return (self.codes.float() * scale + self.minima.float().t()[:, group]).to(dtype)
 
+    def rows(self, order: Tensor) -> AffineCodes:
+        """The rows `order` [n], in that order."""
+        minima = None if self.minima is None else self.minima[:, order]
+        return AffineCodes(self.codes[order], self.scales[:, order], minima, self.bits, self.group)
+
     def stacks_with(self, other: AffineCodes) -> bool:
         """Whether the rows of both can be those of one weight."""
         form = (self.bits, self.group, self.minima is None, self.codes.shape[1])
