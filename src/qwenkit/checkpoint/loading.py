@@ -71,7 +71,7 @@ class Loader:
         for name in _with_progress(names, progress):
             module = model.get_submodule(name)
             parts = self.modules["transformer.wte" if self._tied(name) else name]
-            coded = isinstance(module, nn.Linear) and codes(name)
+            coded = isinstance(module, nn.Linear) and codes(name) and not self._is_packed(parts)
             packed = self._read_codes(module, parts, dtype) if coded else None
             if packed is not None:
                 model.set_submodule(name, packed)
