@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, overload
@@ -144,10 +145,14 @@ class Qwen:
             draft = cls.load(
                 draft_model, device=where, dtype=dtype, offline=offline, progress=shown, cache_tokens=1
             )
-        loaded = checkpoint.load_packed(packing, device=where, dtype=number_format, progress=shown)
+        with ThreadPoolExecutor(
+            1
+        ) as beside:  # Python's work, while the weights are the disk's and the memory's
+            tokenizer = beside.submit(checkpoint.tokenizer)
+            loaded = checkpoint.load_packed(packing, device=where, dtype=number_format, progress=shown)
         return cls(
             loaded.model,
-            checkpoint.tokenizer(),
+            tokenizer.result(),
             generation=checkpoint.generation,
             name=located.display_name,
             is_chat=checkpoint.is_chat,
