@@ -90,6 +90,13 @@ class Loader:
             del module, packed
             yield name
 
+    def release(self, name: str) -> None:
+        """Give back the mapped memory of a module whose tensors nobody uses any more."""
+        for part in self.modules[name]:
+            for kind in ("weight", "bias"):
+                if f"{part}.{kind}" in self.source.entries():
+                    self.source.release(f"{part}.{kind}")
+
     def planned(self, dtype: torch.dtype) -> list[PlannedTensor]:
         """Every parameter of the model under its canonical name, to be read one by one; `check` comes first.
 

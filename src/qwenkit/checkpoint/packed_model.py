@@ -111,6 +111,7 @@ def _write(
             del module
             if name != _EMBEDDING or not loader.config.tied_embeddings:
                 model.set_submodule(name, blank.get_submodule(name))
+                loader.release(name)
         file.finish({"key": key, "layers": records, "left": packer.left()})
 
 
