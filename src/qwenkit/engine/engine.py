@@ -23,10 +23,10 @@ from qwenkit.engine.blocks import BlockManager, BlockStats
 from qwenkit.engine.paged_cache import PagedCache
 from qwenkit.engine.request import Request
 from qwenkit.engine.runner import Runner
-from qwenkit.engine.sampler import bad_rows
+from qwenkit.engine.sampler import Rows
 from qwenkit.engine.scheduler import QueueFullError, Row, Scheduler, SchedulerStats, Step
-from qwenkit.engine.sequence import TokenSequence
-from qwenkit.engine.speculate import Speculator, verify
+from qwenkit.engine.sequence import TokenSequence, advance
+from qwenkit.engine.speculate import Speculator
 from qwenkit.engine.stream import Stream
 from qwenkit.engine.threads import one_torch_thread, uses_native_pool
 from qwenkit.engine.vocabulary import Vocabulary
@@ -244,30 +244,31 @@ class Engine:
 
     def _draw(self, step: Step, logits: Tensor) -> tuple[dict[int, list[int]], list[tuple[_Job, Delta]]]:
         """New tokens of every sequence that samples in this step, and what their readers may see of them."""
-        bad = bad_rows(logits[:, : self.vocabulary.size])
-        logits = self.vocabulary.candidates(logits)
-        drawn: dict[int, list[int]] = {}
-        deltas: list[tuple[_Job, Delta]] = []
+        turns: list[tuple[int, _Job, Rows]] = []
         first = 0
         for row in step.rows:
-            if not row.samples:
+            if row.samples:
+                here = Rows(first, row.token_ids[row.count - row.drafts :])
+                first += here.count
+                for id_ in row.samples:
+                    if (job := self._jobs.get(id_)) is not None:  # else cancelled
+                        turns.append((id_, job, here))
+        drawn: dict[int, list[int]] = {}
+        deltas: list[tuple[_Job, Delta]] = []
+        advanced = advance([(job.sequences[id_], here) for id_, job, here in turns], logits, self.vocabulary)
+        now = time.monotonic()
+        for (id_, job, here), done in zip(turns, advanced, strict=True):
+            if id_ not in self._jobs:  # another sequence of its request has just failed
                 continue
-            here = range(first, first + row.drafts + 1)
-            first = here.stop
-            for id_ in row.samples:
-                job = self._jobs.get(id_)
-                if job is None:  # cancelled
-                    continue
-                if error := next((bad[i] for i in here if i in bad), None):
-                    self._cancel(job)
-                    job.stream.end(error)
-                    continue
-                drawn[id_], said = _advance(job.sequences[id_], row, logits[here.start : here.stop])
-                if row.drafts and self._speculator is not None:
-                    self._speculator.record(id_, row.drafts, len(drawn[id_]) - 1)
-                deltas.extend((job, delta) for delta in said)
-                now = time.monotonic()
-                job.request.first_token = job.request.first_token or now
+            if isinstance(done, QwenkitError):
+                self._cancel(job)
+                job.stream.end(done)
+                continue
+            drawn[id_] = done.tokens
+            if here.drafts and self._speculator is not None:
+                self._speculator.record(id_, len(here.drafts), len(done.tokens) - 1)
+            deltas.extend((job, delta) for delta in done.deltas)
+            job.request.first_token = job.request.first_token or now
         return drawn, deltas
 
     def _finished(self, id_: int) -> bool:
@@ -291,19 +292,6 @@ def _groups(sequences: list[TokenSequence], most: int) -> Iterable[list[TokenSeq
 
 def _members(rows: Iterable[Row]) -> set[int]:
     return {id_ for row in rows for id_ in (row.sequence_id, *row.samples)}
-
-
-def _advance(sequence: TokenSequence, row: Row, logits: Tensor) -> tuple[list[int], list[Delta]]:
-    """Draw with the sequence's own sampler, going on for as long as that gives the drafts of the row."""
-    deltas: list[Delta] = []
-
-    def draw(i: int) -> int:
-        if (delta := sequence.advance(logits[i])) is not None:
-            deltas.append(delta)
-        return sequence.last_token
-
-    tokens = verify(row.token_ids[row.count - row.drafts :], draw, lambda _: sequence.finished)
-    return tokens, deltas
 
 
 def _deliver(job: _Job, delta: Delta, now: float) -> None:

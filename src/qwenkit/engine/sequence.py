@@ -1,18 +1,22 @@
 """One text being generated: everything that depends on its own tokens and on nothing else.
 
 Holds the sampler, the streaming decoder, the stop rules and the log probabilities. Knows nothing of
-batches, caches or devices: whoever runs the model hands it one row of logits a step.
+caches or devices: whoever runs the model hands it rows of logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from qwenkit.core.completion import Choice, Delta, FinishReason, TokenLogprob
+from qwenkit.core.errors import QwenkitError
 from qwenkit.core.sampling import SamplingParams
-from qwenkit.engine.sampler import Sampler, log_probabilities
+from qwenkit.engine.sampler import Rows, Sampler, choose, log_probabilities
+from qwenkit.engine.vocabulary import Vocabulary
+from qwenkit.kernels.reference_sampling import Likely
 from qwenkit.text import StopMatcher, StreamDecoder, Tokenizer
 
 
@@ -72,9 +76,14 @@ class TokenSequence:
         return tuple(self._tokens)
 
     def advance(self, logits: Tensor) -> Delta | None:
-        """Choose the next token from its row of logits, float32 [vocab]; see `accept` for what returns."""
-        token = self.sampler.choose(logits)
-        return self.accept(token, self._logprob(logits, token))
+        """Choose the next token from its row of logits [vocab]; see `accept` for what returns.
+
+        Minus infinity marks ids that are no tokens. Raises QwenkitError for NaN or infinite logits.
+        """
+        (done,) = advance([(self, Rows(0))], logits[None])
+        if isinstance(done, QwenkitError):
+            raise done
+        return done.deltas[0] if done.deltas else None
 
     def accept(self, token: int, logprob: TokenLogprob | None = None) -> Delta | None:
         """Append a token chosen elsewhere. Returns text that may now be seen, if any, and always the end."""
@@ -108,13 +117,6 @@ class TokenSequence:
             logprobs=None if self.params.logprobs is None else tuple(self._logprobs),
         )
 
-    def _logprob(self, logits: Tensor, token: int) -> TokenLogprob | None:
-        if self.params.logprobs is None:
-            return None
-        value, top = log_probabilities(logits, token, self.params.logprobs)
-        name = self._tokenizer.token_bytes
-        return TokenLogprob(token, name(token), value, tuple((i, name(i), v) for i, v in top))
-
     def _finish(self, reason: FinishReason, stop: int | None, safe: str = "") -> Delta:
         """Release what decoder and matcher held; the tail may yet complete a stop string."""
         tail, _ = self._stops.push(self._decoder.finish())
@@ -126,6 +128,12 @@ class TokenSequence:
     def _end(self, text: str, reason: FinishReason, stop: str | int | None, *, keep_held: bool) -> Delta:
         self.finish_reason, self.stop_reason = reason, stop
         return self._deliver(text, everything=keep_held)
+
+    def named(self, token: int, likely: Likely) -> TokenLogprob:
+        """Log probabilities with the bytes of their tokens."""
+        value, best = likely
+        name = self._tokenizer.token_bytes
+        return TokenLogprob(token, name(token), value, tuple((i, name(i), v) for i, v in best))
 
     def _deliver(self, text: str, *, everything: bool = False) -> Delta:
         """Deliver `text` with the held tokens that begin before its end, or with all of them."""
@@ -147,3 +155,46 @@ class TokenSequence:
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
         )
+
+
+@dataclass(frozen=True)
+class Advance:
+    """What a step gave one sequence: its new tokens, and what of the text may now be seen."""
+
+    tokens: list[int]
+    deltas: list[Delta]
+
+
+def advance(
+    turns: Sequence[tuple[TokenSequence, Rows]], logits: Tensor, vocabulary: Vocabulary | None = None
+) -> list[Advance | QwenkitError]:
+    """Choose for all sequences at once, as sampler.choose does, and append what was chosen.
+
+    A sequence that ends in the middle of its drafts takes no more of them.
+    """
+    chosen = choose([(sequence.sampler, rows) for sequence, rows in turns], logits, vocabulary)
+    runs = [() if isinstance(run, QwenkitError) else run for run in chosen]
+    wanted = [
+        (rows.first + i, token, sequence.params.logprobs)
+        for (sequence, rows), run in zip(turns, runs, strict=True)
+        for i, token in enumerate(run)
+        if sequence.params.logprobs is not None
+    ]
+    likely = iter(log_probabilities(logits, wanted, vocabulary))
+    results: list[Advance | QwenkitError] = []
+    for (sequence, _), run in zip(turns, chosen, strict=True):
+        if isinstance(run, QwenkitError):
+            results.append(run)
+            continue
+        logged = sequence.params.logprobs is not None
+        logprobs = [sequence.named(token, next(likely)) if logged else None for token in run]
+        done = Advance([], [])
+        for token, logprob in zip(run, logprobs, strict=True):
+            delta = sequence.accept(token, logprob)
+            done.tokens.append(token)
+            if delta is not None:
+                done.deltas.append(delta)
+            if sequence.finished:
+                break
+        results.append(done)
+    return results

@@ -28,16 +28,14 @@ class Vocabulary:
         self.tokenizer = tokenizer
         self.size = len(tokenizer)
         self.holes = frozenset(tokenizer.ids_without_text(self.size))
-        self._hole_ids = torch.tensor(sorted(self.holes), dtype=torch.int64)
+        self.hole_ids = torch.tensor(sorted(self.holes), dtype=torch.int32)
 
     def candidates(self, logits: Tensor) -> Tensor:
         """Model logits [b, rows] of any float dtype -> float32 [b, size], -inf at ids without text."""
         logits = logits[:, : self.size].float()
         if not self.holes:
             return logits
-        if self._hole_ids.device != logits.device:
-            self._hole_ids = self._hole_ids.to(logits.device)
-        return logits.index_fill(1, self._hole_ids, -torch.inf)
+        return logits.index_fill(1, self.hole_ids.to(logits.device).long(), -torch.inf)
 
     def check(self, ids: Iterable[int], what: str) -> None:
         """Raise RequestError naming the first of `ids` that has no text."""

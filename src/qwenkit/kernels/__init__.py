@@ -3,6 +3,8 @@
 from qwenkit.kernels.dispatch import (
     add_rms_norm,
     apply_rotary,
+    choose_tokens,
+    likely_tokens,
     paged_layer,
     rms_norm,
     runs_native,
@@ -10,14 +12,18 @@ from qwenkit.kernels.dispatch import (
 )
 from qwenkit.kernels.native import explain
 from qwenkit.kernels.reference import affine_dequantize, affine_linear, attention
+from qwenkit.kernels.reference_sampling import Draw
 
 __all__ = [
+    "Draw",
     "add_rms_norm",
     "affine_dequantize",
     "affine_linear",
     "apply_rotary",
     "attention",
+    "choose_tokens",
     "explain",
+    "likely_tokens",
     "paged_layer",
     "rms_norm",
     "runs_native",

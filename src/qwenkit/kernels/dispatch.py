@@ -6,12 +6,15 @@ devices and other dtypes take the reference. `native.explain()` says what was bu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from qwenkit.kernels import native, reference
+from qwenkit.kernels import native, native_sampling, reference, reference_sampling
 from qwenkit.kernels.native_paged import NativePagedLayer, why_not
 from qwenkit.kernels.paged import PagedLayer, PagedShape, TorchPagedLayer
+from qwenkit.kernels.reference_sampling import Chosen, Draw, Likely
 
 
 def runs_native(*tensors: Tensor) -> bool:
@@ -58,3 +61,30 @@ def paged_layer(shape: PagedShape, device: torch.device | str = "cpu") -> PagedL
     if torch.device(device).type == "cpu" and why_not(shape) is None:
         return NativePagedLayer(shape)
     return TorchPagedLayer(shape, device)
+
+
+def choose_tokens(
+    logits: Tensor, draws: Sequence[Draw], *, size: int | None = None, holes: Tensor | None = None
+) -> Chosen:
+    """See reference_sampling.choose; the tokens are the same wherever they are chosen."""
+    if _samples_natively(logits):
+        return native_sampling.choose(logits, draws, size=size, holes=holes)
+    return reference_sampling.choose(logits, draws, size=size, holes=holes)
+
+
+def likely_tokens(
+    logits: Tensor,
+    wanted: Sequence[tuple[int, int, int]],
+    *,
+    size: int | None = None,
+    holes: Tensor | None = None,
+) -> list[Likely]:
+    """See reference_sampling.log_probabilities."""
+    if _samples_natively(logits):
+        return native_sampling.log_probabilities(logits, wanted, size=size, holes=holes)
+    return reference_sampling.log_probabilities(logits, wanted, size=size, holes=holes)
+
+
+def _samples_natively(logits: Tensor) -> bool:
+    """No gradient passes through a choice, so it does not matter whether they are on."""
+    return logits.device.type == "cpu" and logits.dtype in native.TYPES and native.ready()

@@ -5,6 +5,7 @@
 #include "affine.h"
 #include "attention.h"
 #include "bf16_linear.h"
+#include "sampling.h"
 
 namespace qwenkit {
 
@@ -47,6 +48,8 @@ struct Kernels {
     void (*keep)(const PagedJob&, const KeepTask&);
     void (*attend)(const PagedJob&, const AttendTask&, char* scratch);
     void (*merge)(const PagedJob&, const AttendTask&, char* scratch);  // the parts of its segments, in order
+    void (*draw)(const DrawJob&, void* scratch, int64_t first, int64_t last);
+    void (*likely)(const LikelyJob&, void* scratch, int64_t first, int64_t last);
 };
 
 #define QWENKIT_DECLARE_KERNELS(SET)                          \
@@ -65,6 +68,8 @@ struct Kernels {
     void keep(const PagedJob&, const KeepTask&);              \
     void attend(const PagedJob&, const AttendTask&, char*);   \
     void merge(const PagedJob&, const AttendTask&, char*);    \
+    void draw(const DrawJob&, void*, int64_t, int64_t);       \
+    void likely(const LikelyJob&, void*, int64_t, int64_t);   \
     }
 QWENKIT_DECLARE_KERNELS(avx2)
 QWENKIT_DECLARE_KERNELS(avx512)

@@ -11,6 +11,7 @@
 #include "machine.h"
 #include "elementwise.h"
 #include "paged.h"
+#include "sampling.h"
 #include "stack.h"
 #include "thread_pool.h"
 
@@ -144,5 +145,15 @@ NB_MODULE(_cpu, m) {
                      int64_t gate_row, int64_t y_row, int type) {
         const GateJob job{at<void>(up), at<void>(gate), at<void>(y), columns, up_row, gate_row, y_row, Dtype(type)};
         run_rows(job, active_kernels().gate, rows, columns);
+    }, Free());
+    m.def("draw", [](Address logits, int64_t row_step, int64_t size, Address holes, int64_t hole_count, int type,
+                     Address edit_ids, Address edit_values, Address draws, int64_t count) {
+        const LogitRows from{at<void>(logits), row_step, size, at<int32_t>(holes), hole_count, Dtype(type)};
+        run_draws(DrawJob{from, at<int32_t>(edit_ids), at<float>(edit_values), at<DrawRow>(draws)}, count);
+    }, Free());
+    m.def("likely", [](Address logits, int64_t row_step, int64_t size, Address holes, int64_t hole_count, int type,
+                       Address rows, Address ids, Address values, int64_t count) {
+        const LogitRows from{at<void>(logits), row_step, size, at<int32_t>(holes), hole_count, Dtype(type)};
+        run_likely(LikelyJob{from, at<LikelyRow>(rows), at<int32_t>(ids), at<double>(values)}, count);
     }, Free());
 }

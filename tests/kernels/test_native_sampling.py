@@ -1,0 +1,170 @@
+"""The compiled choice against the torch definition: the same token, always."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from qwenkit.core import UnsupportedError
+from qwenkit.kernels import native, native_sampling, reference_sampling
+from qwenkit.kernels.reference_sampling import Draw
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+LAST = 1 - 2**-53
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> dict:
+    size = draw(st.sampled_from([1, 7, 16, 255, 256, 257, 700, 3000, 9000]))
+    rows, padding = draw(st.integers(1, 4)), draw(st.sampled_from([0, 1, 50]))
+    g = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    scale = draw(st.sampled_from([0.0, 0.01, 1.0, 3.0, 12.0, 1e3]))
+    logits = torch.randn(rows, size + padding, generator=g) * scale
+    if draw(st.booleans()):
+        logits = logits.round()  # many equals
+    logits[:, size:] = torch.nan
+    holes = torch.randperm(size, generator=g)[: draw(st.sampled_from([0, 1, size // 3, size - 1]))].int()
+    if draw(st.booleans()):
+        logits[:, holes.long()] = draw(st.sampled_from([math.nan, -math.inf, math.inf, 1e4]))
+        marked = True
+    else:
+        logits[:, holes.long()], marked = -math.inf, draw(st.booleans())
+    draws = []
+    for _ in range(draw(st.integers(1, 6))):
+        ids = torch.randperm(size, generator=g)[: draw(st.sampled_from([0, 1, 40]))].int().numpy()
+        values = torch.randn(len(ids), generator=g).mul(scale).numpy()
+        draws.append(
+            Draw(
+                row=draw(st.integers(0, rows - 1)),
+                temperature=draw(st.sampled_from([0.0, 0.01, 0.7, 1.0, 3.0])),
+                top_k=draw(st.sampled_from([0, 0, 1, 5, 40, 800, size, size + 1])),
+                top_p=draw(st.sampled_from([1.0, 0.95, 0.8, 0.1, 1e-9, LAST])),
+                min_p=draw(st.sampled_from([0.0, 0.0, 0.02, 1.0, 1e-30])),
+                uniform=draw(st.one_of(st.sampled_from([0.0, LAST]), st.floats(0, LAST))),
+                edits=(ids, values) if draw(st.booleans()) else None,
+            )
+        )
+    logits = logits.to(draw(st.sampled_from(DTYPES)))
+    return {"logits": logits, "draws": draws, "size": size, "holes": holes if marked else None}
+
+
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
+@given(batches())
+def test_every_token_is_the_defined_one(isa, batch):
+    """To the last bit: ties, knife edges of nuclei and both ends of the uniform numbers included."""
+    assert native_sampling.choose(**batch) == reference_sampling.choose(**batch)
+
+
+@pytest.mark.parametrize("scale", [0.5, 3.0])
+def test_whole_vocabularies(isa, scale):
+    g = torch.Generator().manual_seed(5)
+    logits = (torch.randn(2, 151_936, generator=g) * scale).bfloat16()
+    kinds = [
+        (1.0, 0, 0.8, 0.0),
+        (0.7, 20, 0.8, 0.0),
+        (1.0, 0, 1.0, 0.05),
+        (1.3, 2000, 0.99, 0.0),
+        (1.0, 0, 1.0, 0.0),
+    ]
+    draws = [
+        Draw(row, *kind, uniform)
+        for row in range(2)
+        for kind in kinds
+        for uniform in torch.rand(1, generator=g, dtype=torch.float64).tolist()
+    ]
+    draws += [Draw(row) for row in range(2)]
+    assert native_sampling.choose(logits, draws) == reference_sampling.choose(logits, draws)
+
+
+def test_a_token_depends_on_nothing_but_its_draw(isa):
+    g = torch.Generator().manual_seed(2)
+    logits = torch.randn(12, 5000, generator=g).mul(3).bfloat16()
+    draws = [Draw(row, 1.0, top_p=0.9, uniform=row / 12) for row in range(12)]
+    alone = [native_sampling.choose(logits, [d]).tokens[0] for d in draws]
+    before = native.threads()
+    try:
+        for threads in (1, 2, 5):
+            native.set_threads(threads)
+            assert native_sampling.choose(logits, draws).tokens == alone
+            assert native_sampling.choose(logits, draws[::-1]).tokens == alone[::-1]
+    finally:
+        native.set_threads(before)
+
+
+def test_rows_of_a_larger_tensor_are_read_in_place(isa):
+    logits = torch.randn(4, 3, 900, generator=torch.Generator().manual_seed(3))
+    draws = [Draw(row, 1.0, uniform=0.5) for row in range(4)]
+    for view in (logits[:, 1], logits[:, 2, 100:], logits[:, :, 5:305].transpose(1, 2)[:, :, 0]):
+        assert native_sampling.choose(view, draws) == reference_sampling.choose(view, draws)
+    assert native_sampling.choose(logits[:, 0], []) == ([], {})
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_bad_logits_are_counted(isa, dtype, bad):
+    logits = torch.zeros(3, 600, dtype=dtype)
+    logits[1, [3, 300, 599]] = bad
+    draws = [Draw(0), Draw(1, 1.0, top_p=0.5), Draw(2), Draw(1)]
+    for holes, count in (((), 3), ((3,), 2), ((3, 300, 599), 0)):
+        batch = {"logits": logits, "draws": draws, "holes": torch.tensor(holes, dtype=torch.int32)}
+        chosen = native_sampling.choose(**batch)
+        assert chosen == reference_sampling.choose(**batch)
+        assert chosen.bad == ({1: count} if count else {})
+    logits[0] = -math.inf
+    chosen = native_sampling.choose(logits, draws)
+    assert chosen == reference_sampling.choose(logits, draws)
+    assert chosen.bad[0] == 600
+    assert chosen.tokens[0] == -1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [0.0, 1.0, 5.0])
+def test_log_probabilities(isa, dtype, scale):
+    g = torch.Generator().manual_seed(7)
+    logits = torch.randn(3, 5000, generator=g).mul(scale).to(dtype)
+    holes = torch.tensor([0, 17, 4000], dtype=torch.int32)
+    wanted = [(row, 100 * row + 1, top) for row in range(3) for top in (0, 1, 5, 700, 5000)]
+    got = native_sampling.log_probabilities(logits, wanted, size=4990, holes=holes)
+    want = reference_sampling.log_probabilities(logits, wanted, size=4990, holes=holes)
+    exact = logits[:, :4990].double().index_fill(1, holes.long(), -torch.inf).log_softmax(1)
+    for (row, token, top), (value, best), (_, other) in zip(wanted, got, want, strict=True):
+        assert value == pytest.approx(float(exact[row, token]), abs=2e-6)
+        assert [i for i, _ in best] == [i for i, _ in other]
+        assert len(best) == min(top, 4987)
+        assert [v for _, v in best] == pytest.approx(exact[row, [i for i, _ in best]].tolist(), abs=2e-6)
+
+
+def test_fewer_candidates_than_wanted(isa):
+    logits = torch.full((1, 40), -math.inf)
+    logits[0, 5:8] = torch.tensor([1.0, 3.0, 1.0])
+    ((_, best),) = native_sampling.log_probabilities(logits, [(0, 5, 10)])
+    assert [i for i, _ in best] == [6, 5, 7]
+    for draw in (Draw(0, 1.0, top_k=9, uniform=0.99), Draw(0, 1.0, top_k=9, top_p=0.9, uniform=0.5)):
+        assert native_sampling.choose(logits, [draw]) == reference_sampling.choose(logits, [draw])
+
+
+def test_what_does_not_fit_is_refused(isa):
+    logits, one = torch.zeros(2, 8), np.ones(1, np.float32)
+    for arguments in (
+        {"draws": [Draw(2)]},
+        {"draws": [Draw(-1)]},
+        {"draws": [Draw(0)], "size": 9},
+        {"draws": [Draw(0)], "size": 0},
+        {"draws": [Draw(0)], "holes": torch.tensor([8])},
+        {"draws": [Draw(0, edits=(np.array([8], np.int32), one))]},
+        {"draws": [Draw(0, edits=(np.array([-1], np.int32), one))]},
+        {"draws": [Draw(0, edits=(np.array([1, 2], np.int32), one))]},
+    ):
+        with pytest.raises(UnsupportedError):
+            native_sampling.choose(logits, **arguments)
+    for wanted in ((2, 0, 0), (0, 8, 0), (0, -1, 0)):
+        with pytest.raises(UnsupportedError):
+            native_sampling.log_probabilities(logits, [wanted])
+    for wrong in (logits.double(), logits[0], logits.int()):
+        with pytest.raises(UnsupportedError, match="Logits are"):
+            native_sampling.choose(wrong, [Draw(0)])
