@@ -14,7 +14,8 @@ class Engine:
         os.write(1, b"and below python too\\n")
 
     def facts(self):
-        return {"engine": "scripted 1", "model": "m", "form": "f", "explain": "", "threads": 2, "load_s": 0.5,
+        return {"engine": "scripted 1", "model": "m", "form": "f", "explain": "", "threads": 2,
+                "load_s": 0.5, "attention": "a",
                 "weight_bytes": 2_000_000_000, "parameters": 10, "linear_operations": 1_000_000_000,
                 "output_operations": 0, "context_length": 4096, "vocabulary": 100}
 

@@ -67,6 +67,7 @@ class Engine:
             "form": self.qwen.quantization,
             "explain": self.qwen.explain(),
             "threads": self.threads,
+            "attention": self.qwen.engine.cache.layers[0].kernel,
             "load_s": self.load_s,
             "weight_bytes": cost.weight_bytes(model),
             "parameters": config.parameter_count,

@@ -111,6 +111,7 @@ def _kernels(summary: Mapping[str, Any]) -> RenderableType:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for rows, names in summary["kernels"].items():
         table.add_row(f"kernels for {rows} row{'' if rows == '1' else 's'}", Text("\n".join(names)))
+    table.add_row("attention", Text(summary["attention"]))
     return table
 
 

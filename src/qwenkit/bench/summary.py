@@ -45,6 +45,7 @@ def summarize(
         "start_s": own.start_s,
         "peak_rss_mb": own.peak_rss_mb,
         "kernels": own.facts["kernels"],
+        "attention": own.facts["attention"],
         "machine": {**machine, "threads": own.facts["threads"], **_limits(rounds.limits)},
         "workload": asdict(rounds.workload),
         "engines": [_engine(result, own, rounds) for result in rounds.results.values()],
