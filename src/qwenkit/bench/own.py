@@ -50,9 +50,7 @@ class Engine:
             # Before numbers are drawn for minutes.
             _check(ModelConfig.from_name(job["shape"]), job["context"], job["shape"])
             return random_qwen(job["shape"], job["weights"] or "bf16", **options)
-        if job["weights"] == "bf16":
-            options["dtype"] = "bfloat16"
-        elif job["weights"] is not None:
+        if job["weights"] is not None:
             options["weights"] = job["weights"]
         return Qwen.load(
             job["model"], device=job["device"], offline=job["offline"], progress=False, **options

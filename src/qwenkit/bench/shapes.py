@@ -6,7 +6,7 @@ shape start from the same numbers and are packed into memory of their own each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from itertools import product
 from typing import Any
@@ -20,8 +20,7 @@ from qwenkit.engine import Qwen
 from qwenkit.engine.device import Placement
 from qwenkit.kernels import native
 from qwenkit.model import CausalLM, ModelConfig
-from qwenkit.quant import AffineLinear, pack_model
-from qwenkit.quant.gptq import pack_nibbles
+from qwenkit.quant import AffineCodes, PackedLinear, pack_model
 from qwenkit.text import Tokenizer
 from qwenkit.text.vocabulary import v1_special_tokens
 
@@ -33,8 +32,8 @@ _BLOCK = 1 << 20  # random numbers drawn; repeated to fill a tensor
 def random_qwen(name: str, weights: str, **options: Any) -> Qwen:
     """The size called `name` (of SIZES) in bf16, int8 or int4; options go to `Qwen`.
 
-    int8 and int4: symmetric codes with a float16 scale for 128 columns, the output layer in int8; the
-    embedding stays bfloat16. Raises ConfigError for an unknown name.
+    int8 and int4: in the form that `Qwen.load` rounds a checkpoint to, groups of 128 columns, the output
+    layer in int8; the embedding stays bfloat16. Raises ConfigError for an unknown name.
     """
     config = ModelConfig.from_name(name)
     model = random_model(config, weights)
@@ -78,12 +77,15 @@ def random_model(config: ModelConfig, weights: str) -> CausalLM:
             bits = {"bf16": 16, "int8": 8, "int4": 8 if path == "lm_head" else 4}[weights]
             bias = torch.zeros(out, dtype=torch.bfloat16) if module.bias is not None else None
             if bits < 16:
-                parts = once((out, columns, bits), partial(random_codes, out, columns, bits))
-                model.set_submodule(path, AffineLinear(**parts, bits=bits, bias=bias))
-                continue
-            tied = path == "lm_head" and config.tied_embeddings
-            shape = (out, columns)
-            weight = embedding if tied else once(shape, partial(random_floats, shape))
+                codes = once((out, columns, bits), partial(random_codes, out, columns, bits))
+                if native.ready():
+                    model.set_submodule(path, PackedLinear.from_affine(codes, bias).eval())
+                    continue
+                weight = codes.dequantize(torch.bfloat16)  # what a rounded checkpoint is without the kernels
+            elif path == "lm_head" and config.tied_embeddings:
+                weight = embedding
+            else:
+                weight = once((out, columns), partial(random_floats, (out, columns)))
             module.weight = frozen(weight)
             module.bias = None if bias is None else frozen(bias)
         elif isinstance(getattr(module, "weight", None), Tensor):  # a norm
@@ -103,20 +105,17 @@ def random_floats(shape: tuple[int, ...], dtype: torch.dtype = torch.bfloat16, s
     return block.repeat(-(-count // _BLOCK))[:count].view(shape)
 
 
-def random_codes(rows: int, columns: int, bits: int) -> Mapping[str, Tensor]:
-    """What AffineLinear is made of: codes, scales, zeros and group_of_column."""
+def random_codes(rows: int, columns: int, bits: int) -> AffineCodes:
+    """In the form that rounding a checkpoint gives: 4 bits with a minimum a group, 8 bits around zero."""
     generator = torch.Generator().manual_seed(bits)
     block = torch.randint(0, 1 << bits, (_BLOCK,), generator=generator, dtype=torch.uint8)
     count = rows * columns
     codes = block.repeat(-(-count // _BLOCK))[:count].view(rows, columns)
-    groups = -(-columns // GROUP)
     half = 1 << (bits - 1)
-    return {
-        "codes": pack_nibbles(codes) if bits == 4 else codes,
-        "scales": torch.full((groups, rows), _STD * 2 / half, dtype=torch.float16),
-        "zeros": torch.full((groups, rows), half, dtype=torch.uint8),
-        "group_of_column": torch.arange(columns, dtype=torch.int32) // GROUP,
-    }
+    scale = _STD * 2 / half
+    scales = torch.full((-(-columns // GROUP), rows), scale, dtype=torch.float16)
+    minima = (scales * (0.5 - half)).half() if bits == 4 else None
+    return AffineCodes(codes, scales, minima, bits, GROUP)
 
 
 def byte_tokenizer(rows: int) -> Tokenizer:
