@@ -210,6 +210,17 @@ def test_not_a_number_is_not_lost(isa):
             assert y[1:].isfinite().all()
 
 
+@pytest.mark.parametrize(("bits", "zeros"), [(4, "minima"), (8, "points")])
+def test_not_a_number_stays_in_its_row(isa, bits, zeros):
+    """An odd number of groups: tiles take two at a time, and what lies after the last is not a partner."""
+    case = make(40, 3 * 128, bits, 128, zeros, act_order=False, bias=False, seed=2)
+    x = torch.randn(70, 3 * 128)
+    x[32, 0] = x[69, 383] = float("nan")
+    for activations in ("int8", "16bit"):
+        y = case.weight.multiply(x, activations)
+        assert torch.equal(y.isfinite().all(1).logical_not().nonzero().flatten(), torch.tensor([32, 69]))
+
+
 def test_zero_and_tiny_rows(isa):
     case = make(40, 256, 4, 128, "points", act_order=False, bias=False, seed=2)
     for value in (0.0, 1e-42, 1e-38):

@@ -41,6 +41,7 @@ struct AffineJob {
     void* y;                // [count, rows]
     Dtype y_type;
     int64_t count;
+    bool past_cache;        // y is large: written straight to memory
 
     // Activations as the kernel wants them. `interleave` rows share a panel: 1 for the row kernels,
     // 32 for the tile kernels, whose panel holds tiles of 16 rows by 64 bytes.

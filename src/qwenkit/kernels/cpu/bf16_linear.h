@@ -18,6 +18,7 @@ struct Bf16Job {
     void* y;             // [count, rows]
     Dtype y_type;
     int64_t count;
+    bool past_cache;     // y is large: written straight to memory
     int64_t interleave;  // 1: rows of padded_columns; 32: panels of tiles, 16 rows by 32 columns
     uint16_t* halves;    // x rounded to bf16, padded, in that order
     int64_t padded_columns() const { return round_up(columns, 32); }

@@ -17,7 +17,8 @@ namespace {
 constexpr int64_t tiles_from_int8 = 7;
 constexpr int64_t tiles_from_bf16 = 1;
 constexpr int64_t step_bytes = 96 * 1024;       // of weights a thread takes at a time
-constexpr int64_t activation_bytes = 3 << 18;   // of x kept in L2 while the weights pass
+constexpr int64_t activation_bytes = 1 << 20;   // of x kept in L2 while the weights pass
+constexpr int64_t cached_bytes = 1 << 18;       // a larger y is written past the caches
 
 // Scratch of the calling thread, kept between calls.
 class Workspace {
@@ -63,6 +64,13 @@ void prepare(ThreadPool& pool, int64_t rows, int64_t columns, Body&& body) {
 bool affine_tiles(int64_t count, bool exact, Dtype x) {
     if (active_isa() != Isa::amx) return false;
     return exact ? x != Dtype::f32 : count >= tiles_from_int8;
+}
+
+// Rows of x a pass over the weights takes: as many as fit, in passes of equal size.
+int64_t rows_once(int64_t count, int64_t row_bytes) {
+    const int64_t most = std::clamp<int64_t>(activation_bytes / row_bytes / 32 * 32, 128, amx::most_count);
+    const int64_t passes = std::max<int64_t>(1, (count + most - 1) / most);
+    return std::max<int64_t>(32, round_up((count + passes - 1) / passes, 32));
 }
 
 void run_affine_chunk(AffineJob& job, bool exact, bool tiles) {
@@ -111,10 +119,10 @@ const Kernels& active_kernels() {
 void run_affine(AffineJob job, bool exact) {
     const bool tiles = affine_tiles(job.count, exact, job.x_type);
     const int64_t row_bytes = job.layout.padded_columns() * (!exact ? 1 : tiles ? 2 : 4);
-    const int64_t most = std::clamp<int64_t>(activation_bytes / row_bytes / 32 * 32, 128, amx::most_count);
+    const int64_t count = job.count, most = rows_once(count, row_bytes);
     const auto* x = static_cast<const char*>(job.x);
     auto* y = static_cast<char*>(job.y);
-    const int64_t count = job.count;
+    job.past_cache = count * job.layout.rows * size_of(job.y_type) > cached_bytes;
     for (int64_t m = 0; m < count; m += most) {
         job.count = std::min(most, count - m);
         job.x = x + m * job.layout.columns * size_of(job.x_type);
@@ -129,7 +137,8 @@ void run_bf16(Bf16Job job) {
     Workspace& memory = Workspace::mine();
     const bool tiles = active_isa() == Isa::amx && job.count >= tiles_from_bf16;
     const int64_t padded = job.padded_columns(), blocks = (job.rows + 15) / 16, count = job.count;
-    const int64_t most = std::clamp<int64_t>(activation_bytes / (padded * 2) / 32 * 32, 128, amx::most_count);
+    const int64_t most = rows_once(count, padded * 2);
+    job.past_cache = count * job.rows * size_of(job.y_type) > cached_bytes;
     const auto* x = static_cast<const char*>(job.x);
     auto* y = static_cast<char*>(job.y);
     for (int64_t m = 0; m < count; m += most) {

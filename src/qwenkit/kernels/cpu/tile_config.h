@@ -46,7 +46,7 @@ inline void write_row(const float* sums, const float* bias, T* y, int64_t left) 
 }
 
 // 32 sums to bf16 in one line: as lanes.h rounds, but the NaN test is a branch that is never taken.
-inline void write_whole_row(const float* sums, const float* bias, bf16* y) {
+inline void write_whole_row(const float* sums, const float* bias, bf16* y, bool past_cache) {
     using namespace QWENKIT_LANES;
     V a = load(sums), b = load(sums + 16);
     if (bias) {
@@ -65,16 +65,19 @@ inline void write_whole_row(const float* sums, const float* bias, bf16* y) {
     alignas(64) static constexpr uint16_t high_words[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
                                                             23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
                                                             45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
-    istore(y, _mm512_permutex2var_epi16(rounded_up(a), _mm512_load_si512(high_words), rounded_up(b)));
+    const I line = _mm512_permutex2var_epi16(rounded_up(a), _mm512_load_si512(high_words), rounded_up(b));
+    if (past_cache && reinterpret_cast<uintptr_t>(y) % 64 == 0) _mm512_stream_si512(reinterpret_cast<I*>(y), line);
+    else istore(y, line);
 }
 
-// Up to 32 sums of row m, from output `first` on, plus bias, rounded to the output's type.
+// Up to 32 sums of row m, from output `first` on, plus bias, rounded to the output's type. past_cache: whole
+// lines go to memory without being read first; the caller fences.
 inline void write_outputs(const float* sums, const float* bias, void* y, Dtype type, int64_t m, int64_t rows,
-                          int64_t first) {
+                          int64_t first, bool past_cache) {
     const float* b = bias ? bias + first : nullptr;
     const int64_t at = m * rows + first, left = rows - first;
     if (type == Dtype::f32) write_row(sums, b, static_cast<float*>(y) + at, left);
-    else if (type == Dtype::bf16 && left >= 32) write_whole_row(sums, b, static_cast<bf16*>(y) + at);
+    else if (type == Dtype::bf16 && left >= 32) write_whole_row(sums, b, static_cast<bf16*>(y) + at, past_cache);
     else if (type == Dtype::bf16) write_row(sums, b, static_cast<bf16*>(y) + at, left);
     else write_row(sums, b, static_cast<f16*>(y) + at, left);
 }
