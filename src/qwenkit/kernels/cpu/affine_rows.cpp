@@ -1,7 +1,8 @@
 // Affine linear, vector kernels: a few rows of x against a stream of packed blocks (decode, small batches).
 //
-// One row is bound by memory: 16 output rows a vector, codes used as they lie, four blocks read side by side,
-// each prefetched 2 KB ahead (measured with two threads: 4 streams best of 1, 2, 4; 2 KB best of 1 to 8).
+// A few rows are bound by memory: 16 output rows a vector, codes used as they lie, several blocks read side by
+// side, each prefetched 2 KB ahead (measured with two threads, one row: 4 streams best of 1, 2, 4; 2 KB best
+// of 1 to 8). One stream a thread leaves a fifth of the bandwidth unused when all threads read.
 // Float order: groups from first to last, acc = fma(scale_w * scale_x, dot, acc), then bias. The tile
 // kernels keep the same order, so a row of x gives the same bits alone and in any batch.
 #include "kernels.h"
@@ -13,7 +14,11 @@ namespace {
 constexpr int parts = 16 / lanes;  // vectors a block of 16 output rows takes
 constexpr int most_rows = lanes == 16 ? 8 : 4;
 constexpr int prefetch_ahead = 2048;
-constexpr int streams = lanes == 16 ? 4 : 2;  // blocks one row of x reads side by side
+
+// Blocks read side by side: as many as their sums leave registers for.
+constexpr int streams(int rows) {
+    return lanes == 16 ? (rows <= 2 ? 4 : rows <= 6 ? 2 : 1) : (rows == 1 ? 2 : 1);
+}
 
 template <class T>
 void write_block(const AffineJob& job, int64_t m, int64_t block, const V* acc) {
@@ -39,128 +44,72 @@ void write(const AffineJob& job, int64_t m, int64_t block, const V* acc) {
     else write_block<f16>(job, m, block, acc);
 }
 
-template <int R, int BITS, Zeros Z>
-void block_int8(const AffineJob& job, int64_t m, int64_t block) {
-    constexpr int chains = R == 1 ? 4 : R <= 3 ? 2 : 1;
+// R rows of x by S blocks.
+template <int S, int R, int BITS, Zeros Z>
+void blocks_int8(const AffineJob& job, int64_t m, int64_t block) {
+    // Sums apart for low and high nibbles where a sum would otherwise wait for the one before.
+    constexpr int chains = BITS == 4 && S * R * parts <= 8 ? 2 : 1;
     constexpr int middle = BITS == 4 ? 8 : 128, shift = BITS == 8 ? code8_shift : 0;
+    constexpr int columns = BITS == 4 ? 8 : 4;  // of a line
     const AffineLayout& w = job.layout;
-    const uint8_t* p = job.packed + block * w.block_bytes;
-    V acc[R][parts];
-    for (int r = 0; r < R; r++)
-        for (int h = 0; h < parts; h++) acc[r][h] = zero();
-    const int64_t lines = w.code_bytes / 64, groups = w.groups, padded = w.padded_columns();
-    const int8_t* x = job.codes + m * padded;
-    for (int64_t g = 0; g < groups; g++, p += w.group_bytes, x += w.group) {
-        I dot[R][parts][chains];
-        for (int r = 0; r < R; r++)
-            for (int h = 0; h < parts; h++)
-                for (int c = 0; c < chains; c++) dot[r][h][c] = izero();
-        const uint8_t* code = p;
-        constexpr int per_turn = chains == 4 ? (BITS == 4 ? 2 : 4) : (BITS == 4 ? 1 : 2);
-        for (int64_t line = 0, k = 0; line < lines; line += per_turn) {
-#pragma GCC unroll 4
-            for (int u = 0; u < per_turn; u++, code += 64) {
-                _mm_prefetch(reinterpret_cast<const char*>(code) + prefetch_ahead, _MM_HINT_T0);
-                for (int h = 0; h < parts; h++) {
-                    const I v = iload(code + h * lanes * 4);
-                    for (int r = 0; r < R; r++) {
-                        int32_t four;
-                        __builtin_memcpy(&four, x + r * padded + k, 4);
-                        if constexpr (BITS == 4) {
-                            dot[r][h][2 * u % chains] = dot4(dot[r][h][2 * u % chains], low_nibbles(v), iset(four));
-                            __builtin_memcpy(&four, x + r * padded + k + 4, 4);
-                            constexpr int next = chains > 1;
-                            dot[r][h][2 * u % chains + next] =
-                                dot4(dot[r][h][2 * u % chains + next], high_nibbles(v), iset(four));
-                        } else {
-                            dot[r][h][u % chains] = dot8bit(dot[r][h][u % chains], v, iset(four));
-                        }
-                    }
-                }
-                k += BITS == 4 ? 8 : 4;
-            }
-        }
-        const uint8_t* tail = p + w.code_bytes;
-        _mm_prefetch(reinterpret_cast<const char*>(tail) + prefetch_ahead, _MM_HINT_T0);
-        for (int h = 0; h < parts; h++) {
-            const V scale = load(reinterpret_cast<const f16*>(tail) + h * lanes);
-            for (int r = 0; r < R; r++) {
-                const int64_t at = (m + r) * groups + g;
-                I d = dot[r][h][0];
-                for (int c = 1; c < chains; c++) d = iadd(d, dot[r][h][c]);
-                if constexpr (Z == Zeros::none) {
-                    if constexpr (middle != shift) d = iadd(d, iset((shift - middle) * job.sums[at]));
-                } else if constexpr (Z == Zeros::points) {
-                    d = isub(d, imul(isub(widen(tail + 32 + h * lanes), iset(shift)), iset(job.sums[at])));
-                }
-                acc[r][h] = fma(mul(scale, set(job.scales[at])), to_float(d), acc[r][h]);
-                if constexpr (Z == Zeros::minima)
-                    acc[r][h] = fma(load(reinterpret_cast<const f16*>(tail + 32) + h * lanes),
-                                    set(job.offsets[at]), acc[r][h]);
-            }
-        }
-    }
-    for (int r = 0; r < R; r++) write(job, m + r, block, acc[r]);
-}
-
-// One row of x and several blocks at once: a memory stream each. One stream a thread leaves a fifth of the
-// bandwidth unused when all threads read.
-template <int S, int BITS, Zeros Z>
-void streams_int8(const AffineJob& job, int64_t m, int64_t block) {
-    constexpr int chains = BITS == 4 ? 2 : 1;
-    constexpr int middle = BITS == 4 ? 8 : 128, shift = BITS == 8 ? code8_shift : 0;
-    const AffineLayout& w = job.layout;
-    const int64_t lines = w.code_bytes / 64, groups = w.groups, apart = w.block_bytes;
+    const int64_t lines = w.code_bytes / 64, groups = w.groups, apart = w.block_bytes, padded = w.padded_columns();
     const uint8_t* p = job.packed + block * apart;
-    const int8_t* x = job.codes + m * w.padded_columns();
-    V acc[S][parts];
+    const int8_t* x = job.codes + m * padded;
+    V acc[S][R][parts];
     for (int s = 0; s < S; s++)
-        for (int h = 0; h < parts; h++) acc[s][h] = zero();
+        for (int r = 0; r < R; r++)
+            for (int h = 0; h < parts; h++) acc[s][r][h] = zero();
     for (int64_t g = 0; g < groups; g++, p += w.group_bytes, x += w.group) {
-        I dot[S][parts][chains];
+        I dot[S][R][parts][chains];
         for (int s = 0; s < S; s++)
-            for (int h = 0; h < parts; h++)
-                for (int c = 0; c < chains; c++) dot[s][h][c] = izero();
+            for (int r = 0; r < R; r++)
+                for (int h = 0; h < parts; h++)
+                    for (int c = 0; c < chains; c++) dot[s][r][h][c] = izero();
         for (int64_t line = 0; line < lines; line++) {
-            int32_t four, next;
-            __builtin_memcpy(&four, x + line * (BITS == 4 ? 8 : 4), 4);
-            if constexpr (BITS == 4) __builtin_memcpy(&next, x + line * 8 + 4, 4);
+            const int8_t* here = x + line * columns;
             for (int s = 0; s < S; s++) {
                 const uint8_t* code = p + s * apart + line * 64;
                 _mm_prefetch(reinterpret_cast<const char*>(code) + prefetch_ahead, _MM_HINT_T0);
                 for (int h = 0; h < parts; h++) {
                     const I v = iload(code + h * lanes * 4);
-                    if constexpr (BITS == 4) {
-                        dot[s][h][0] = dot4(dot[s][h][0], low_nibbles(v), iset(four));
-                        dot[s][h][1] = dot4(dot[s][h][1], high_nibbles(v), iset(next));
-                    } else {
-                        dot[s][h][0] = dot8bit(dot[s][h][0], v, iset(four));
+                    for (int r = 0; r < R; r++) {
+                        int32_t four;
+                        __builtin_memcpy(&four, here + r * padded, 4);
+                        if constexpr (BITS == 4) {
+                            dot[s][r][h][0] = dot4(dot[s][r][h][0], low_nibbles(v), iset(four));
+                            __builtin_memcpy(&four, here + r * padded + 4, 4);
+                            dot[s][r][h][chains - 1] = dot4(dot[s][r][h][chains - 1], high_nibbles(v), iset(four));
+                        } else {
+                            dot[s][r][h][0] = dot8bit(dot[s][r][h][0], v, iset(four));
+                        }
                     }
                 }
             }
         }
-        const int64_t at = m * groups + g;
-        const V x_scale = set(job.scales[at]);
         for (int s = 0; s < S; s++) {
             const uint8_t* tail = p + s * apart + w.code_bytes;
             _mm_prefetch(reinterpret_cast<const char*>(tail) + prefetch_ahead, _MM_HINT_T0);
             for (int h = 0; h < parts; h++) {
-                I d = dot[s][h][0];
-                if constexpr (chains == 2) d = iadd(d, dot[s][h][1]);
-                if constexpr (Z == Zeros::none) {
-                    if constexpr (middle != shift) d = iadd(d, iset((shift - middle) * job.sums[at]));
-                } else if constexpr (Z == Zeros::points) {
-                    d = isub(d, imul(isub(widen(tail + 32 + h * lanes), iset(shift)), iset(job.sums[at])));
-                }
                 const V scale = load(reinterpret_cast<const f16*>(tail) + h * lanes);
-                acc[s][h] = fma(mul(scale, x_scale), to_float(d), acc[s][h]);
-                if constexpr (Z == Zeros::minima)
-                    acc[s][h] = fma(load(reinterpret_cast<const f16*>(tail + 32) + h * lanes), set(job.offsets[at]),
-                                    acc[s][h]);
+                for (int r = 0; r < R; r++) {
+                    const int64_t at = (m + r) * groups + g;
+                    I d = dot[s][r][h][0];
+                    if constexpr (chains == 2) d = iadd(d, dot[s][r][h][1]);
+                    if constexpr (Z == Zeros::none) {
+                        if constexpr (middle != shift) d = iadd(d, iset((shift - middle) * job.sums[at]));
+                    } else if constexpr (Z == Zeros::points) {
+                        d = isub(d, imul(isub(widen(tail + 32 + h * lanes), iset(shift)), iset(job.sums[at])));
+                    }
+                    acc[s][r][h] = fma(mul(scale, set(job.scales[at])), to_float(d), acc[s][r][h]);
+                    if constexpr (Z == Zeros::minima)
+                        acc[s][r][h] = fma(load(reinterpret_cast<const f16*>(tail + 32) + h * lanes),
+                                           set(job.offsets[at]), acc[s][r][h]);
+                }
             }
         }
     }
-    for (int s = 0; s < S; s++) write(job, m, block + s, acc[s]);
+    for (int s = 0; s < S; s++)
+        for (int r = 0; r < R; r++) write(job, m + r, block + s, acc[s][r]);
 }
 
 // 16-bit mode without tiles: codes widened to float, products of the unrounded activations.
@@ -214,47 +163,40 @@ void block_exact(const AffineJob& job, int64_t m, int64_t block) {
     for (int r = 0; r < R; r++) write(job, m + r, block, acc[r]);
 }
 
-using Block = void (*)(const AffineJob&, int64_t, int64_t);
+using Blocks = void (*)(const AffineJob&, int64_t, int64_t);
 
-template <bool exact, int R>
-Block choose(const AffineLayout& w) {
+template <bool exact, int S, int R>
+Blocks choose(const AffineLayout& w) {
 #define QWENKIT_CASE(BITS, Z) \
-    if (w.bits == BITS && w.zeros == Z) return exact ? block_exact<R, BITS, Z> : block_int8<R, BITS, Z>
+    if (w.bits == BITS && w.zeros == Z) return exact ? block_exact<R, BITS, Z> : blocks_int8<S, R, BITS, Z>
     QWENKIT_CASE(4, Zeros::none);
     QWENKIT_CASE(4, Zeros::points);
     QWENKIT_CASE(4, Zeros::minima);
     QWENKIT_CASE(8, Zeros::none);
-    return exact ? block_exact<R, 8, Zeros::points> : block_int8<R, 8, Zeros::points>;
+    return exact ? block_exact<R, 8, Zeros::points> : blocks_int8<S, R, 8, Zeros::points>;
 #undef QWENKIT_CASE
 }
 
-Block choose_streams(const AffineLayout& w) {
-    if (w.bits == 4 && w.zeros == Zeros::none) return streams_int8<streams, 4, Zeros::none>;
-    if (w.bits == 4 && w.zeros == Zeros::points) return streams_int8<streams, 4, Zeros::points>;
-    if (w.bits == 4) return streams_int8<streams, 4, Zeros::minima>;
-    if (w.zeros == Zeros::none) return streams_int8<streams, 8, Zeros::none>;
-    return streams_int8<streams, 8, Zeros::points>;
+template <bool exact, int R>
+void pass(const AffineJob& job, int64_t m, int64_t block, int64_t last_block) {
+    constexpr int together = exact ? 1 : streams(R);
+    const Blocks some = choose<exact, together, R>(job.layout), one = choose<exact, 1, R>(job.layout);
+    for (; block + together <= last_block; block += together) some(job, m, block);
+    for (; block < last_block; block++) one(job, m, block);
 }
 
 template <bool exact>
 void rows(const AffineJob& job, int64_t first_block, int64_t last_block) {
-    const Block by_rows[] = {
-        choose<exact, 1>(job.layout), choose<exact, 2>(job.layout), choose<exact, 3>(job.layout),
-        choose<exact, 4>(job.layout),
+    void (*const by_rows[])(const AffineJob&, int64_t, int64_t, int64_t) = {
+        pass<exact, 1>, pass<exact, 2>, pass<exact, 3>, pass<exact, 4>,
 #if defined(__AVX512F__)
-        choose<exact, 5>(job.layout), choose<exact, 6>(job.layout), choose<exact, 7>(job.layout),
-        choose<exact, 8>(job.layout),
+        pass<exact, 5>, pass<exact, 6>, pass<exact, 7>, pass<exact, 8>,
 #endif
     };
-    if (!exact && job.count == 1) {
-        const Block together = choose_streams(job.layout);
-        for (; first_block + streams <= last_block; first_block += streams) together(job, 0, first_block);
+    for (int64_t m = 0; m < job.count; m += most_rows) {
+        const int64_t left = job.count - m;
+        by_rows[(left < most_rows ? left : most_rows) - 1](job, m, first_block, last_block);
     }
-    for (int64_t b = first_block; b < last_block; b++)
-        for (int64_t m = 0; m < job.count; m += most_rows) {
-            const int64_t left = job.count - m;
-            by_rows[(left < most_rows ? left : most_rows) - 1](job, m, b);
-        }
 }
 
 }  // namespace

@@ -14,7 +14,7 @@ namespace qwenkit {
 namespace {
 
 // Rows of x from which tiles beat vectors, measured on a Sapphire Rapids core (bench/kernels.py).
-constexpr int64_t tiles_from_int8 = 7;
+constexpr int64_t tiles_from_int8 = 6;
 constexpr int64_t tiles_from_bf16 = 1;
 constexpr int64_t step_bytes = 96 * 1024;       // of weights a thread takes at a time
 constexpr int64_t activation_bytes = 1 << 20;   // of x kept in L2 while the weights pass
