@@ -37,6 +37,7 @@ SPEED = 100
 RUNS = {
     "crash": "os.kill(os.getpid(), signal.SIGSEGV)",
     "exit": 'print("the last words", file=sys.stderr); sys.stderr.flush(); os._exit(3)',
+    "abort": 'print("ASSERT(x) failed\\n#1 main\\n#2 _start", file=sys.stderr, flush=True); os.abort()',
     "hang": "time.sleep(60)",
     "raise": 'raise ValueError("no such format")',
     "short": 'return {"first_s": [1.0], "total_s": 2.0, "tokens": [1]}',

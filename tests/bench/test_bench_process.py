@@ -32,6 +32,7 @@ def test_prints_of_an_engine_do_not_disturb_its_answers(tmp_path: Path) -> None:
     [
         ("crash", "Rival crashed with SIGSEGV"),
         ("exit", "Rival ended with exit code 3. Its last words: the last words"),
+        ("abort", "Rival crashed with SIGABRT. Its last words: ASSERT(x) failed"),
         ("raise", "Rival could not run: ValueError: no such format"),
     ],
 )

@@ -89,7 +89,7 @@ class Engine:
         parameters.n_batch, parameters.n_ubatch = _BATCH, 512
         parameters.n_threads = parameters.n_threads_batch = self.job["threads"]
         if self.ik:
-            parameters.flash_attn = True
+            parameters.flash_attn = count == 1  # it aborts on some batches: GGML_ASSERT(S > 0)
         if self.job["kv_cache"] == "int8":
             parameters.type_k = parameters.type_v = _Q8_0
         self.context = self.api.llama_init_from_model(self.model, parameters)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -21,6 +22,8 @@ from qwenkit.core import QwenkitError
 
 WORKER = Path(__file__).with_name("worker.py")
 _LONGEST_ANSWER = 1 << 22  # bytes; more is not an answer
+_LAST_WORDS = 1 << 16  # bytes: a backtrace may follow what matters
+_FAILURE = re.compile(r"error|assert|fatal|exception|out of memory", re.IGNORECASE)
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -128,13 +131,14 @@ class EngineProcess:
         return EngineError(f"{self.name} {how}." + (f" Its last words: {last}" if last else ""))
 
     def last_words(self) -> str:
-        """The last line the engine wrote to stderr that says anything."""
+        """The last line of stderr that speaks of an error, else the last that says anything."""
         if self._log.closed:
             return ""
         size = self._log.seek(0, os.SEEK_END)
-        self._log.seek(max(0, size - 4096))
+        self._log.seek(max(0, size - _LAST_WORDS))
         lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines()]
-        return next((line[:300] for line in reversed(lines) if line), "")
+        said = [line[:300] for line in reversed(lines) if line]
+        return next((line for line in said if _FAILURE.search(line)), said[0] if said else "")
 
     def cpu_seconds(self) -> float:
         """User and system time of all threads so far; 0 where /proc does not tell."""
