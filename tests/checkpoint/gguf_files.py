@@ -34,6 +34,7 @@ def write_model(
     *,
     arch: str = "qwen2",
     kind: str = "F32",
+    others: dict[str, str] | None = None,
     tied: bool = False,
     metadata: dict[str, Any] | None = None,
     general: dict[str, Any] | None = None,
@@ -43,6 +44,7 @@ def write_model(
 ) -> tuple[Path, CausalLM]:
     """A random model as a GGUF file, and the same model with the weights the file stands for.
 
+    others: the block kind of tensors whose name has this part.
     metadata overrides keys of the architecture, general any others; split: tensors a part. Of arch
     "llama" queries and keys are stored as the converter of llama.cpp orders them; biases: False leaves
     them out and sets them to zero in the model.
@@ -77,14 +79,13 @@ def write_model(
         parts[f"blk.{n}.ffn_up.weight"] = block.mlp.w1.weight
         parts[f"blk.{n}.ffn_gate.weight"] = block.mlp.w2.weight
         parts[f"blk.{n}.ffn_down.weight"] = block.mlp.c_proj.weight
-    quant = gguf.GGMLQuantizationType[kind]
     values: dict[str, Any] = {
         "context_length": 64, "embedding_length": 64, "block_count": 2, "attention.head_count": 4,
         "attention.head_count_kv": config.num_kv_heads, "rope.freq_base": 10000.0,
         "attention.layer_norm_rms_epsilon": 1e-6, **(metadata or {}),
     }  # fmt: skip
     keys: dict[str, Any] = {
-        "general.file_type": {"F32": 0, "Q8_0": 7}[kind],
+        "general.file_type": {"F32": 0, "Q4_0": 2, "Q8_0": 7}[kind],
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "qwen2",
         "tokenizer.ggml.tokens": VOCABULARY,
@@ -112,7 +113,9 @@ def write_model(
         array = value.detach().numpy()
         order = orders.get(name, np.arange(len(array)))
         array = array[order]
-        if array.ndim == 2 and kind != "F32":
+        own = next((other for part, other in (others or {}).items() if part in name), kind)
+        if array.ndim == 2 and own != "F32":
+            quant = gguf.GGMLQuantizationType[own]
             packed = gguf.quantize(array, quant)
             value.data[order] = torch.from_numpy(gguf.dequantize(packed, quant))
             writer.add_tensor(name, packed, raw_dtype=quant)

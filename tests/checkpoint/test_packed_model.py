@@ -111,6 +111,28 @@ def test_blocks_run_as_they_are_stored(alone):
     assert difference < 0.02  # activations in 8 bits
 
 
+def test_queries_keys_and_values_of_different_kinds_run_as_one_layer(alone):
+    path, stored = write_model(alone / "model.gguf", kind="Q4_0", others={"attn_v": "Q8_0"})
+    model = load(path)
+    layer, wanted = model.transformer.h[1].attn.c_attn, stored.transformer.h[1].attn.c_attn
+    assert isinstance(layer, PackedLinear)
+    assert layer.shape.bits == 8
+    assert torch.equal(layer.bias, wanted.bias.bfloat16())
+    ours = layer.dequantize()
+    assert torch.equal(ours[-32:], wanted.weight[-32:])  # v
+    assert (ours - wanted.weight).norm() < 0.006 * wanted.weight.norm()
+    assert model.transformer.h[1].mlp.w1.shape.bits == 4
+
+
+def test_the_codes_of_a_llama_come_in_our_order_too(alone):
+    path, _ = write_model(alone / "model.gguf", arch="llama", kind="Q8_0", biases=False)
+    wanted = open_checkpoint(path).load_model(dtype=torch.float32)
+    model = load(path, dtype=torch.float32)
+    for ours, theirs in zip(model.transformer.h, wanted.transformer.h, strict=True):
+        assert isinstance(ours.attn.c_attn, PackedLinear)
+        assert torch.equal(ours.attn.c_attn.dequantize(), theirs.attn.c_attn.weight)
+
+
 def test_a_tied_output_takes_the_codes_of_the_embedding(alone):
     path, stored = write_model(alone / "model.gguf", kind="Q8_0", tied=True)
     model = load(path)

@@ -20,7 +20,8 @@ from qwenkit.checkpoint.tensor_source import TensorSource
 from qwenkit.checkpoint.verify import DOWNLOAD_AGAIN
 from qwenkit.core import CheckpointError, UnsupportedError
 from qwenkit.model import CausalLM, ModelConfig
-from qwenkit.quant import AffineCodes, AffineLinear, FusedLinear, PackedLinear
+from qwenkit.quant import AffineCodes, AffineLinear, PackedLinear
+from qwenkit.quant.gguf_blocks import nearest_codes
 
 _FLOATS = ("F32", "F16", "BF16")
 _BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
@@ -270,23 +271,23 @@ class Loader:
         return AffineLinear.stack(layers)
 
     def _read_codes(self, module: nn.Module, parts: Sequence[str], dtype: torch.dtype) -> nn.Module | None:
-        """A layer on the stored codes of all parts, None where one of them has no such form."""
+        """A layer on the stored codes of all parts, None where one of them has no such form.
+
+        Parts of different forms are rounded to 8 bits together: in one layer they run as one.
+        """
         found: list[AffineCodes] = []
         for part in parts:
             codes = self.source.read_codes(f"{part}.weight")
             if codes is None:
                 return None
             self.source.release(f"{part}.weight")
-            if found and found[-1].stacks_with(codes):
-                found[-1] = AffineCodes.stack([found[-1], codes])
-            else:
-                found.append(codes)
-        biases: list[Tensor | None] = [None] * len(found)
+            found.append(codes)
+        if not all(found[0].stacks_with(codes) for codes in found):
+            found = [codes if codes.bits == 8 else nearest_codes(codes.dequantize()) for codes in found]
+        bias = None
         if "bias" in _kinds(module):
-            whole = self._read_rows([f"{part}.bias" for part in parts], dtype, "cpu")
-            biases = list(torch.split(whole, [codes.codes.shape[0] for codes in found]))
-        layers = [PackedLinear.from_affine(codes, bias) for codes, bias in zip(found, biases, strict=True)]
-        return layers[0] if len(layers) == 1 else FusedLinear(layers)
+            bias = self._read_rows([f"{part}.bias" for part in parts], dtype, "cpu")
+        return PackedLinear.from_affine(AffineCodes.stack(found), bias)
 
     def _check_extra_bias(self, parts: Sequence[str]) -> None:
         """AutoGPTQ of 2023 stored a zero bias for every linear; a real one must not be dropped."""

@@ -24,9 +24,8 @@ from qwenkit.quant import Packer, Packing
 from qwenkit.quant.packing import why_not_native
 from qwenkit.quant.records import layout_fingerprint, rebuild_layer, record_layer
 
-_VERSION = (
-    1  # raise it when the same checkpoint and options give other weights, or the entries other contents
-)
+# Raise it when the same checkpoint and options give other weights, or the entries other contents.
+_VERSION = 2
 _EMBEDDING = "transformer.wte"
 
 
