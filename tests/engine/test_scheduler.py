@@ -98,7 +98,11 @@ class Machine:
         """Schedule a step and check all that is promised of it."""
         limits = self.scheduler
         decoding = {id_ for id_ in self.clients if self._decodes(id_)}
+        running = {id_ for id_ in self.clients if self._runs(id_)}
         step = limits.schedule(drafts)
+        if step.preempted:
+            now = {id_ for id_ in self.clients if self._runs(id_)}
+            assert now == running - set(step.preempted), "somebody was admitted in a step that preempted"
         self.preempted += len(step.preempted)
         assert bool(step.rows) == bool(self.clients)
         assert step.tokens <= limits.max_step_tokens
@@ -108,6 +112,9 @@ class Machine:
         missing = decoding - rows.keys()
         assert missing <= set(step.preempted), "a running sequence past its prompt got no token"
         return step
+
+    def _runs(self, id_: int) -> bool:
+        return self.scheduler._sequences[id_].table is not None
 
     def _decodes(self, id_: int) -> bool:
         sequence = self.scheduler._sequences[id_]
@@ -368,6 +375,7 @@ def test_victims_are_the_least_important_then_the_latest_and_return_first() -> N
         machine.step()
     assert ids[2] in {sequence.id for sequence in machine.scheduler._running}
     assert list(machine.done) == [ids[0], late]
+    assert machine.scheduler.stats() == (1, 1, 2)  # waiting, running, preemptions
     machine.drain()
 
 

@@ -335,6 +335,7 @@ class Scheduler:
             (any(f.leader is not s for s in listed for f in s.followers), "a follower has another leader"),
             (any(s.leader is not None for s in self._running + self._waiting), "a follower is on its own"),
             (not set(self._prompts) <= set(self._running), "a prompt is read that does not run"),
+            (not all(s.left for s in self._prompts), "a prompt is read that has been read"),
             (self._places() > self.max_running, "too many run"),
             ({s.table for s in self._running} != self.blocks.tables, "blocks belong to nobody"),
             (any(len(s.tokens) >= s.limit for s in listed), "a finished sequence was kept"),
