@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from qwenkit.checkpoint import packed_file
 from qwenkit.checkpoint.packed_file import PackedFile, PackedWriter
 from qwenkit.core import CheckpointError
 from qwenkit.kernels import native
@@ -31,7 +32,10 @@ def write(path: Path) -> Path:
     return path
 
 
-def test_tensors_come_back(tmp_path):
+@pytest.mark.parametrize("huge", [0, 1 << 30])
+def test_tensors_come_back_mapped_or_copied(tmp_path, monkeypatch, huge):
+    answers = iter([0, huge])
+    monkeypatch.setattr(packed_file, "_file_bytes_on_huge_pages", lambda: next(answers))
     file = PackedFile(write(tmp_path / "file"))
     assert file.about == {"key": "a"}
     found = file.read()

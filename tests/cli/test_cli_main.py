@@ -44,6 +44,24 @@ def test_help_imports_nothing_heavy() -> None:
     assert loaded.isdisjoint(HEAVY)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["--version"], 0), (["info", "/no/such"], 1), (["nothing"], 2)]
+)
+def test_the_process_ends_with_its_code_after_all_threads_and_farewells(
+    arguments: list[str], code: int
+) -> None:
+    program = (
+        "import atexit, threading, time\n"
+        "from qwenkit.cli.main import main\n"
+        "atexit.register(print, 'farewell')\n"
+        "threading.Thread(target=lambda: (time.sleep(0.2), print('thread'))).start()\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
+    assert done.returncode == code
+    assert done.stdout.splitlines()[-2:] == ["thread", "farewell"]
+
+
 @pytest.mark.parametrize("command", ["chat", "generate", "pull", "info", "tokenize", "doctor"])
 def test_every_command_has_help(command: str) -> None:
     done = CliRunner().invoke(app, [command, "--help"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from pathlib import Path
 
@@ -10,10 +11,14 @@ from torch import Tensor
 
 
 class MappedFile:
-    """Maps the whole file on first use; the map lives as long as any tensor that views it."""
+    """Maps the whole file on first use; the map lives as long as any tensor that views it.
 
-    def __init__(self, path: Path) -> None:
+    huge: ask for huge pages, which only some file systems have.
+    """
+
+    def __init__(self, path: Path, *, huge: bool = False) -> None:
         self.path = path
+        self._huge = huge
         self._map: mmap.mmap | None = None
         self._bytes = torch.empty(0, dtype=torch.uint8)
 
@@ -25,6 +30,9 @@ class MappedFile:
             with self.path.open("rb") as file:
                 # A private, writable map: torch wants writable memory, and no write ever reaches the file.
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            if self._huge and hasattr(mmap, "MADV_HUGEPAGE"):
+                with contextlib.suppress(OSError):  # a hint: refused is fine
+                    self._map.madvise(mmap.MADV_HUGEPAGE)
             self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
         raw = self._bytes[start:end]
         if start % dtype.itemsize:

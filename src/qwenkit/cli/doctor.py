@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -46,6 +45,8 @@ def doctor(
 
 def examine(name: str | None, state: State, network_seconds: float | None) -> list[Finding]:
     """All checks in the order of a reader's questions; after a broken torch only what needs none."""
+    import importlib.metadata
+
     from qwenkit.cli import checks
     from qwenkit.cli.chat import history_file
 
