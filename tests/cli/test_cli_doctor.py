@@ -111,16 +111,6 @@ def test_cpu(tmp_path: Path) -> None:
     assert machine.cpu_features({"Features": "asimd asimddp bf16"}) == ["NEON", "ARM dot product", "ARM bf16"]
 
 
-def test_memory_respects_a_container(tmp_path: Path) -> None:
-    meminfo, limit = tmp_path / "meminfo", tmp_path / "memory.max"
-    meminfo.write_text("MemTotal:       1000 kB\nMemFree: 5 kB\nMemAvailable:    800 kB\n")
-    limit.write_text("max\n")
-    assert machine.memory(meminfo, limit) == (1_024_000, 819_200)
-    limit.write_text("500000\n")
-    assert machine.memory(meminfo, limit) == (500_000, 500_000)
-    assert machine.memory(tmp_path / "absent", limit) is None
-
-
 def test_secrets_stay_hidden() -> None:
     shown = machine.environment(
         {

@@ -130,9 +130,9 @@ def measure(
 
 def _roomy() -> bool:
     """Whether an engine may stay loaded while the others take their turns."""
-    from qwenkit.cli.machine import memory
+    from qwenkit.engine.memory import host_memory
 
-    found = memory()
+    found = host_memory()
     return found is None or found[1] > found[0] * _FREE_SHARE
 
 

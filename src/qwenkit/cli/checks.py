@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from qwenkit.cli import machine
 from qwenkit.core import QwenkitError
+from qwenkit.engine.memory import host_memory
 
 if TYPE_CHECKING:
     from qwenkit.checkpoint import Checkpoint
@@ -101,7 +102,7 @@ def hardware() -> Iterator[Finding]:
     usable, total = machine.cores()
     yield Finding("cpu", "ok", f"{machine.cpu_name(fields)}, {usable} of {total} cores usable")
     yield Finding("instructions", "ok", ", ".join(machine.cpu_features(fields)) or "unknown on this system")
-    ram = machine.memory()
+    ram = host_memory()
     if ram is None:
         yield Finding("memory", "note", "cannot be read on this system")
     else:
@@ -206,7 +207,7 @@ def _fit(checkpoint: Checkpoint) -> Iterator[Finding]:
         dtype, _ = choose_dtype(find_device("auto")[0], checkpoint.dtype, quantized=quantized)
         held = checkpoint.config.parameter_count * dtype.itemsize
     needed = held + cache_bytes(checkpoint.config, 2048, 16)
-    ram = machine.memory()
+    ram = host_memory()
     text = f"weights {size(held)} in memory ({size(stored)} stored), {size(needed)} with 2048 tokens of cache"
     if ram is not None and needed > ram[1]:
         yield Finding(

@@ -63,23 +63,6 @@ def cores() -> tuple[int, int]:
     return total, total
 
 
-def memory(
-    meminfo: Path = Path("/proc/meminfo"), limit: Path = Path("/sys/fs/cgroup/memory.max")
-) -> tuple[int, int] | None:
-    """(total, available) bytes of RAM, a container's limit respected; None where it cannot be read."""
-    if not meminfo.is_file():
-        return None
-    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-    if "MemTotal" not in fields or "MemAvailable" not in fields:
-        return None
-    total, available = (int(fields[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
-    if limit.is_file():
-        bound = limit.read_text().strip()
-        if bound.isdecimal():
-            total, available = min(total, int(bound)), min(available, int(bound))
-    return total, available
-
-
 def environment(variables: Mapping[str, str]) -> dict[str, str]:
     """The variables that change what qwenkit does; secrets and the passwords in addresses are hidden."""
     found = {}

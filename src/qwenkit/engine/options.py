@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -13,6 +12,7 @@ from qwenkit.core.errors import RequestError
 from qwenkit.engine.device import parse_dtype
 from qwenkit.engine.draft_length import CostTable
 from qwenkit.engine.draft_model import DraftModel
+from qwenkit.engine.memory import free_memory
 from qwenkit.engine.ngrams import NgramLookup
 from qwenkit.engine.paged_cache import BLOCK_TOKENS, PagedCache, kv_token_bytes
 from qwenkit.engine.speculate import Speculator
@@ -143,15 +143,3 @@ def usual_cache_tokens(config: ModelConfig, token_bytes: int, device: torch.devi
     """Tokens of USUAL_CACHE_BYTES, or of one context if that is more, within half of the free memory."""
     wanted = max(USUAL_CACHE_BYTES, config.context_length * token_bytes)
     return max(1, min(wanted, free_memory(device) // 2) // token_bytes)
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that could be taken now."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) << 10
-    return 4 * USUAL_CACHE_BYTES

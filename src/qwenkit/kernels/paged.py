@@ -6,12 +6,14 @@ new tokens of one text; the rows of a step lie one after the other, of any lengt
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -143,9 +145,9 @@ class TorchPagedLayer(PagedLayer):
         slots = (shape.blocks * shape.block_size, shape.kv_heads)
         stored = shape.dtype if shape.format == "float" else torch.uint8
         # Keys, then values; a slot never written is never read, but zeros keep a masked NaN out.
-        self._stored = [torch.zeros(*slots, shape.head_dim, dtype=stored, device=device) for _ in range(2)]
+        self._stored = [_zeros((*slots, shape.head_dim), stored, device) for _ in range(2)]
         planes = 0 if shape.format == "float" else 2  # scale and minimum
-        self._planes = [torch.zeros(2, planes, *slots, 1, device=device)[i] for i in range(2)]
+        self._planes = [_zeros((planes, *slots, 1), torch.float32, device) for _ in range(2)]
 
     @property
     def nbytes(self) -> int:
@@ -219,6 +221,14 @@ class TorchPagedLayer(PagedLayer):
         scale, minimum = self._planes[which][:, slots]
         values: Tensor = scale * stored.float() + minimum
         return values.to(self.shape.dtype)
+
+
+def _zeros(size: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """On a CPU memory that the system gives, zero, as it is written; torch would fill it now."""
+    nbytes = math.prod(size) * dtype.itemsize
+    if not nbytes or torch.device(device).type != "cpu":
+        return torch.zeros(*size, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(nbytes, np.uint8)).view(dtype).view(*size)
 
 
 def quantize_kv(x: Tensor, format: KVFormat) -> tuple[Tensor, Tensor, Tensor]:
