@@ -92,15 +92,6 @@ def test_without_room_a_process_does_not_stay(tmp_path: Path) -> None:
     assert not rounds._running
 
 
-def test_the_lock_is_held_while_measuring_and_free_afterwards(tmp_path: Path) -> None:
-    import fcntl
-
-    lock = tmp_path / "lock"
-    run(contender("qwenkit", good(tmp_path)), lock=lock)
-    with lock.open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
 def test_the_report_says_all_of_it(tmp_path: Path) -> None:
     summary, _ = run(
         contender("qwenkit", good(tmp_path, "ours", speed=300)),

@@ -5,11 +5,9 @@ Knows processes and the order of things; the numbers are made in result.py.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,8 +38,7 @@ class Rounds:
 
     The first contender must be qwenkit itself: it also measures the machine, in each of its turns, and its
     failure is raised; any other engine's failure ends its row. roomy: asked after each turn whether a
-    process may stay loaded until its next. lock: a file held locked while anything is measured, so that
-    jobs that share the lock keep off. say: progress, in words.
+    process may stay loaded until its next. say: progress, in words.
     """
 
     def __init__(
@@ -51,7 +48,6 @@ class Rounds:
         *,
         timeout_s: float,
         roomy: Callable[[], bool] = lambda: True,
-        lock: Path | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.contenders = contenders
@@ -60,7 +56,6 @@ class Rounds:
         self.limits = Limits()
         self._timeout_s = timeout_s
         self._roomy = roomy
-        self._lock = lock
         self._say = say
         self._running: dict[str, EngineProcess] = {}
         self._vocabulary = 0
@@ -80,16 +75,13 @@ class Rounds:
     def _turn(self, contender: Contender) -> None:
         result = self.results[contender.name]
         try:
-            with _held(self._lock):
-                process = self._running.get(contender.name) or self._start(contender, result)
+            process = self._running.get(contender.name) or self._start(contender, result)
             for point in self.workload.points():
-                with _held(self._lock):
-                    samples = result.samples.setdefault(point, [])
-                    samples.append(self._measure(process, point, turn=len(samples) + 1))
+                samples = result.samples.setdefault(point, [])
+                samples.append(self._measure(process, point, turn=len(samples) + 1))
             result.peak_rss_mb = max(result.peak_rss_mb or 0, self._ask(process, "memory")["peak_rss_mb"])
             if contender.name == OWN:
-                with _held(self._lock):
-                    self.limits.add(self._ask(process, "limits", kinds=self._peaks))
+                self.limits.add(self._ask(process, "limits", kinds=self._peaks))
         except EngineError as error:
             self._running.pop(contender.name, None)
             if contender.name == OWN:
@@ -144,16 +136,6 @@ class Rounds:
 
     def _ask(self, process: EngineProcess, call: str, **arguments: Any) -> dict[str, Any]:
         return process.call(call, timeout_s=self._timeout_s, **arguments)
-
-
-@contextlib.contextmanager
-def _held(lock: Path | None) -> Iterator[None]:
-    if lock is None:
-        yield
-        return
-    with lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _busy_seconds() -> float | None:

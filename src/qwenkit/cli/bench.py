@@ -61,10 +61,6 @@ def bench(
         Path | None, typer.Option(metavar="FILE", help="Also draw a picture: .png, .svg or .pdf.")
     ] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds an engine may take for one answer.")] = 900.0,
-    lock: Annotated[
-        Path | None,
-        typer.Option(help="Hold this file locked while measuring, so that jobs that use it keep off."),
-    ] = None,
     device: options.Device = "auto",
     offline: options.Offline = False,
     quiet: options.Quiet = False,
@@ -94,7 +90,7 @@ def bench(
 
         check_plot(plot)
     say = (lambda text: None) if quiet else (lambda text: typer.secho(text, dim=True, err=True))
-    summary = measure(job, named, workload, timeout_s=timeout, lock=lock, say=say)
+    summary = measure(job, named, workload, timeout_s=timeout, say=say)
     if json_file is not None:
         _write(json_file, summary)
     if plot is not None:
