@@ -48,19 +48,20 @@ def choose(
     if len(edit_ids):
         source.check(int(edit_ids.min()), "An edited id", source.size)
         source.check(int(edit_ids.max()), "An edited id", source.size)
-    rows = np.zeros(len(draws), DRAW)
-    rows["row"] = [d.row for d in draws]
-    rows["top_k"] = [d.top_k for d in draws]
-    rows["top_p"] = [min(in_units(d.top_p), UNIT) for d in draws]
-    rows["uniform"] = [min(in_units(d.uniform), UNIT - 1) for d in draws]
-    rows["temperature"] = [max(d.temperature, COLDEST) if d.temperature else 0 for d in draws]
-    rows["least"] = [math.log(d.min_p) if d.min_p > 0 else -math.inf for d in draws]
-    rows["first_edit"], rows["last_edit"] = ends[:-1], ends[1:]
+    rows = np.array([_struct(*each) for each in zip(draws, ends, ends[1:], strict=False)], DRAW)
     native.extension().draw(
         *source.arguments, edit_ids.ctypes.data, edit_values.ctypes.data, rows.ctypes.data, len(rows)
     )
     counts = zip(rows["row"].tolist(), rows["not_finite"].tolist(), strict=True)
     return Chosen(rows["token"].tolist(), {row: count for row, count in counts if count})
+
+
+def _struct(d: Draw, first_edit: int, last_edit: int) -> tuple[int | float, ...]:
+    """A draw as the kernels read it."""
+    top_p, uniform = min(in_units(d.top_p), UNIT), min(in_units(d.uniform), UNIT - 1)
+    temperature = max(d.temperature, COLDEST) if d.temperature else 0
+    least = math.log(d.min_p) if d.min_p > 0 else -math.inf
+    return d.row, d.top_k, top_p, uniform, temperature, least, first_edit, last_edit, 0, 0
 
 
 def log_probabilities(
