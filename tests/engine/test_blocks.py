@@ -110,6 +110,7 @@ def test_a_fork_shares_until_somebody_writes() -> None:
     assert manager.append_slots(first, 2) == [BlockCopy(half, first.blocks[1])]
     assert manager.append_slots(third, 1) == []
     assert third.blocks == [whole, half]
+    assert manager.stats().copies == 2
     assert first.blocks[0] == second.blocks[0] == whole
     manager.check_integrity()
     with pytest.raises(ValueError, match="1 slots"):
@@ -157,8 +158,15 @@ def test_rejected_drafts_are_cut_off() -> None:
     for length in (3, 5):
         with pytest.raises(ValueError, match="4 to 4"):
             manager.truncate(table, length)
-    with pytest.raises(ValueError, match="5 computed"):
-        manager.commit(table, [1, 2, 3, 4, 5], 5)
+    for computed, tokens in ((5, [1, 2, 3, 4, 5]), (3, [1, 2, 3, 4])):
+        with pytest.raises(ValueError, match=f"{computed} computed"):
+            manager.commit(table, tokens, computed)
+    manager.append_slots(table, 1)
+    with pytest.raises(ValueError, match="5 computed"):  # one of them without a token
+        manager.commit(table, [1, 2, 3, 4], 5)
+    manager.commit(table, [1, 2, 3, 4, 5], 5)
+    manager.truncate(table, 4)
+    assert (table.computed, table.length) == (4, 4)
     manager.check_integrity()
 
 
@@ -167,7 +175,11 @@ def test_blocks_computed_meanwhile_are_adopted() -> None:
     tokens = [1, 2, 3, 4, 5, 6]
     slow = manager.open(tokens, PLAIN)
     fast = manager.open(tokens, PLAIN)
-    manager.append_slots(fast, 3)
+    manager.append_slots(fast, 1)
+    assert manager.promised(fast, tokens) is None
+    manager.append_slots(fast, 1)
+    assert manager.promised(fast, tokens) is not None
+    manager.append_slots(fast, 1)
     assert manager.promised(fast, tokens) == manager.awaited(slow, tokens) is not None
     manager.commit(fast, tokens, 3)
     assert manager.adopt(slow, tokens) == 2
@@ -176,6 +188,7 @@ def test_blocks_computed_meanwhile_are_adopted() -> None:
     manager.append_slots(fast, 3)
     manager.commit(fast, tokens, 6)
     assert manager.adopt(slow, tokens) == 2  # a token is left to compute
+    assert manager.stats().hit_tokens == 4
     assert manager.awaited(slow, tokens) is None
     manager.check_integrity()
 

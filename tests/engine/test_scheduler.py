@@ -359,6 +359,96 @@ def test_an_important_prompt_overtakes_prompts_being_read() -> None:
     assert important[0] in machine.done
 
 
+def test_important_and_waiting_longest_take_turns() -> None:
+    machine = Machine(400, 4, max_running=4, max_step_tokens=8, chunk_tokens=8)
+    usual = machine.add([WORDS] * 100, 1)[0]
+    important = machine.add([WORDS + 1] * 100, 1, priority=1)[0]
+    served = [machine.step().rows[0].sequence_id for _ in range(6)]
+    assert served == [important, usual] * 3
+    machine.drain()
+
+
+def test_nobody_has_two_turns_in_a_step_in_which_another_had_none() -> None:
+    machine = Machine(400, 4, max_running=4, max_step_tokens=32, chunk_tokens=8)
+    machine.add([WORDS] * 100, 1, priority=1)
+    short = [machine.add([WORDS + i] * 8, 1)[0] for i in (1, 2, 3)]
+    machine.step()
+    assert list(machine.done) == short
+    machine.drain()
+
+
+def test_a_turn_that_the_budget_cut_short_goes_on_in_the_next_step() -> None:
+    machine = Machine(400, 4, max_running=4, max_step_tokens=12, chunk_tokens=8)
+    first, second = (machine.add([WORDS + i] * 100, 1)[0] for i in range(2))
+    steps = [{row.sequence_id: row.count for row in machine.step().rows} for _ in range(3)]
+    assert steps == [{first: 8, second: 4}, {second: 4, first: 8}, {second: 8, first: 4}]
+    machine.drain()
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "n", "admitted"),
+    [(4, 1, False), (2, 1, True), (2, 2, False)],
+    ids=["grows", "fits its blocks", "forks"],
+)
+def test_admission_keeps_a_block_of_growth_for_each_that_may_grow(
+    max_tokens: int, n: int, admitted: bool
+) -> None:
+    """Four of five blocks are left; the first may soon need two of them, the second's prompt takes two."""
+    machine = Machine(5, 2, max_running=4, max_step_tokens=8)
+    machine.add([0, 1], 9)
+    machine.step()
+    ids = machine.add([WORDS] * 3, max_tokens, n=n)
+    assert (ids[0] in {row.sequence_id for row in machine.step().rows}) == admitted
+    machine.drain()
+
+
+def test_a_step_that_could_compute_nothing_preempts_until_it_can() -> None:
+    """Admission leaves blocks for every prompt; here somebody else takes them."""
+    machine = Machine(10, 2, max_running=4, max_step_tokens=4, chunk_tokens=4)
+    first, last = (machine.add([WORDS + i] * 8, 1)[0] for i in range(2))
+    machine.step()
+    machine.step()
+    stranger = machine.blocks.open([9] * 12, blocks.CacheKey())
+    machine.blocks.append_slots(stranger, 12)
+    step = machine.begin()
+    assert [row.sequence_id for row in step.rows] == [first]
+    assert step.preempted == (last,)
+    machine.blocks.free(stranger)
+    machine.end(step, machine.compute(step))
+    machine.drain()
+
+
+def test_a_group_decodes_when_it_has_forked_and_a_step_of_prompts_is_told_at_most() -> None:
+    machine = Machine(400, 4, max_running=4, max_step_tokens=8, chunk_tokens=8)
+    group = machine.add([WORDS] * 9, 5, n=2)
+    machine.step()
+    assert machine.scheduler.decoding() == {}  # a token of the prompt is left, then two will draw
+    assert machine.scheduler.reading() == 1
+    machine.add([WORDS + 1] * 100, 1)
+    machine.step()
+    assert machine.scheduler.decoding() == {
+        id_: client.prompt + client.reply for id_, client in machine.clients.items() if id_ in group
+    }
+    assert machine.scheduler.reading() == 8
+    machine.drain()
+
+
+def test_drafts_leave_half_of_a_step_to_prompts_and_prompts_half_to_drafts() -> None:
+    machine = Machine(400, 4, max_running=4, max_step_tokens=12)
+    (speaks,) = machine.add([0, 1], 90)
+    machine.step()
+    (reads,) = machine.add([WORDS] * 100, 1)
+    for offered, drafts in ((20, 5), (5, 5), (2, 2), (0, 0)):
+        step = machine.step({speaks: [WORDS] * offered})
+        assert {row.sequence_id: row.count for row in step.rows} == {speaks: 1 + drafts, reads: 11 - drafts}
+    machine.cancel(reads)
+    (other,) = machine.add([1, 0], 90)
+    machine.step()
+    step = machine.step({speaks: [WORDS] * 20, other: [WORDS]})  # what one leaves is the other's
+    assert {row.sequence_id: row.count for row in step.rows} == {speaks: 10, other: 2}
+    machine.drain()
+
+
 def test_victims_are_the_least_important_then_the_latest_and_return_first() -> None:
     machine = Machine(6, 2, max_running=4, max_step_tokens=8)
     rng = random.Random(2)
@@ -500,6 +590,7 @@ def test_what_can_never_fit_is_refused_with_the_numbers() -> None:
 
 
 def test_limits_that_would_starve_are_refused() -> None:
+    assert Scheduler(BlockManager(4, 8), max_running=4, max_step_tokens=9).chunk_tokens == 4
     with pytest.raises(ValueError, match="max_step_tokens 3"):
         Scheduler(BlockManager(4, 8), max_running=4, max_step_tokens=3)
 

@@ -276,7 +276,7 @@ class Scheduler:
                 self._admit()
             budget = self.max_step_tokens - len(plan)
             wanted = self._wanted(plan, drafts or {})
-            kept = min(sum(map(len, wanted.values())), budget // 2 if self._prompts else budget)
+            kept = min(sum(map(len, wanted.values())), budget // 2)  # and what prompts leave
             budget = kept + self._prefill(plan, budget - kept, copies)
             self._speculate(plan, wanted, budget)
             if plan or not self._running:
@@ -301,7 +301,7 @@ class Scheduler:
         for row in step.rows:
             for id_ in row.samples:
                 if id_ in self._sequences:
-                    _check_drawn(row, id_, drawn.get(id_, ()), self._sequences[id_])
+                    _check_drawn(row, id_, drawn.get(id_, ()))
         computing, self._computing, self._in_flight = self._computing, {}, None
         ended = []
         for row in step.rows:
@@ -531,7 +531,7 @@ def _place(ordered: list[_Sequence], sequence: _Sequence) -> int:
     return bisect_left(ordered, sequence.order, key=_order)
 
 
-def _check_drawn(row: Row, id_: int, tokens: Sequence[int], sequence: _Sequence) -> None:
+def _check_drawn(row: Row, id_: int, tokens: Sequence[int]) -> None:
     guesses = row.token_ids[row.count - row.drafts :]
     if not 1 <= len(tokens) <= row.drafts + 1:
         raise ValueError(
@@ -539,5 +539,3 @@ def _check_drawn(row: Row, id_: int, tokens: Sequence[int], sequence: _Sequence)
         )
     if tuple(tokens[:-1]) != guesses[: len(tokens) - 1]:
         raise ValueError(f"Sequence {id_} drew {list(tokens)}, which does not begin with drafts {guesses}.")
-    if len(sequence.tokens) + len(tokens) > sequence.limit:
-        raise ValueError(f"Sequence {id_} drew {len(tokens)} tokens, more than it was allowed.")
