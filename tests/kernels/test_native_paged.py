@@ -53,13 +53,16 @@ def whole(layer: NativePagedLayer | TorchPagedLayer, text: Text, window: int | N
 def stored(layer: NativePagedLayer, head: int, text: Text) -> tuple[Tensor, Tensor, Tensor]:
     """What a layer holds of a text: cells [2][n][d] of keys and values, scales and minima [2][n].
 
-    Restates the layout: tiles of 32 rows by 16 columns; of bf16 and codes two rows side by side.
+    Restates the layout: tiles of 32 rows by 16 columns; of bf16 and codes two rows side by side; each unit
+    starts with another head.
     """
     s = layer.shape
     channels = -(-s.head_dim // 32) * 32
     kind = s.dtype if s.format == "float" else torch.int8
     side = channels * UNIT * kind.itemsize
-    units = layer.memory.view(s.blocks * s.block_size // UNIT, s.kv_heads, -1)[:, head]
+    units = layer.memory.view(s.blocks * s.block_size // UNIT, s.kv_heads, -1)
+    places = torch.arange(len(units))
+    units = units[places, (head + places) % s.kv_heads]
     per = s.block_size // UNIT
     units = units[[b * per + i for b in text.blocks for i in range(per)]]
     cells = units[:, : 2 * side].contiguous().view(kind).view(len(units), 2, -1, 512)
@@ -174,6 +177,19 @@ def test_nothing_leaks_from_slots_that_a_text_has_not_reached(isa, dtype, format
         expected = whole(layer, text)
         layer.memory.fill_(255)  # NaN in every type, and of the scales
         assert torch.equal(whole(layer, text), expected)
+
+
+def test_long_steps_read_nothing_that_they_keep_later(isa):
+    shape = replace(SHAPE, head_dim=32)
+    (text,) = texts(shape, [1200])
+    layer = NativePagedLayer(shape)
+    expected = whole(layer, text)
+    layer.memory.fill_(255)
+    for begin, end in ((0, 5), (5, 1200)):
+        rows = RaggedRows.make([begin], [end - begin], [text.blocks])
+        angles = text.cos[begin:end], text.sin[begin:end]
+        out = layer.attend(text.qkv[begin:end], angles, text.logn[begin:end], rows)
+        assert torch.equal(out, expected[begin:end]), f"tokens {begin} to {end}"
 
 
 def test_copied_blocks_hold_the_same(isa):

@@ -5,17 +5,18 @@
 // columns and AMX takes as they are. bf16 and 8-bit tiles keep two rows side by side: [16][16 columns][2].
 //
 // A query's sums are made in an order that depends on its own position alone: channels upwards, keys by
-// segments of 512 positions, each with one maximum. So its bits do not depend on what else is computed.
+// segments of 256 positions, each with one maximum. So its bits do not depend on what else is computed.
 #pragma once
 #include "dtype.h"
 
 namespace qwenkit {
 
 constexpr int64_t unit_tokens = 32;
-constexpr int64_t segment_units = 16;
+constexpr int64_t segment_units = 8;
 constexpr int64_t segment_tokens = segment_units * unit_tokens;
 constexpr int64_t tile_cells = 512;
-constexpr int64_t most_queries = 32;  // of one task
+constexpr int64_t most_queries = 32;  // computed together
+constexpr int64_t most_tile_queries = 4 * most_queries;  // of one task on tiles; elsewhere most_queries
 constexpr int64_t most_channels = 1024;
 
 enum class KvFormat : int { plain = 0, symmetric = 1, affine = 2 };  // symmetric: no minimum
@@ -35,6 +36,11 @@ struct PagedLayout {
     int64_t head_bytes() const { return 2 * side_bytes() + int(format) * 2 * unit_tokens * int64_t(sizeof(float)); }
     int64_t block_bytes() const { return units_per_block() * kv_heads * head_bytes(); }
     int64_t bytes() const { return blocks * block_bytes(); }
+    // Where unit `place` of the cache keeps a head. Each unit starts with another one: at the same place in every
+    // unit, a head of a power of two bytes would fall into few sets of the second cache.
+    int64_t offset(int64_t place, int64_t head) const {
+        return (place * kv_heads + (head + place) % kv_heads) * head_bytes();
+    }
 };
 
 // Keys and values of one unit and head.
@@ -78,14 +84,15 @@ struct PagedJob {
     KvUnit unit(int64_t row, int64_t head, int64_t index) const {
         const int64_t per = layout.units_per_block();
         const int64_t place = int64_t(tables[row * width + index / per]) * per + index % per;
-        return {memory + (place * layout.kv_heads + head) * layout.head_bytes(), &layout};
+        return {memory + layout.offset(place, head), &layout};
     }
     int64_t length(int64_t row) const { return starts[row] + offsets[row + 1] - offsets[row]; }
 
-    // Sums of a task's queries: [count][channels] outputs, then a maximum, a sum and an offset of each.
-    int64_t part_floats(int64_t count) const { return count * (layout.channels() + 3); }
+    // Sums of a task's queries: [count][channels] outputs, then a maximum, a sum and an offset of each, the three
+    // in whole vectors.
+    int64_t part_floats(int64_t count) const { return count * layout.channels() + 3 * round_up(count, 16); }
     // What a thread needs for one task, rounded up generously; see attention_flow.h.
-    int64_t scratch_bytes() const { return 256 * layout.channels() * int64_t(sizeof(float)) + (128 << 10); }
+    int64_t scratch_bytes() const { return 2560 * layout.channels() + (128 << 10); }
 };
 
 }  // namespace qwenkit

@@ -28,7 +28,7 @@ struct Part {
     float *outputs, *maxima, *sums, *offsets;
 
     Part(float* at, int64_t count, int64_t channels)
-        : outputs(at), maxima(at + count * channels), sums(maxima + count), offsets(sums + count) {}
+        : outputs(at), maxima(at + count * channels), sums(maxima + round_up(count, 16)), offsets(sums + round_up(count, 16)) {}
 };
 
 struct Queries {
@@ -40,18 +40,33 @@ struct Queries {
     int64_t head(int64_t i) const {
         return task.head * job.layout.group() + (task.first + i) % job.layout.group();
     }
-    // Rotated and scaled as its type rounds, then as float32 in whole tiles of channels.
+    template <class T>
+    const T* source(int64_t i) const {
+        const PagedLayout& l = job.layout;
+        return static_cast<const T*>(job.qkv) + (token(i) * (l.heads + 2 * l.kv_heads) + head(i)) * l.head_dim;
+    }
+    template <class T>
+    T* result(int64_t i) const {
+        return static_cast<T*>(job.out) + (token(i) * job.layout.heads + head(i)) * job.layout.head_dim;
+    }
+    // Rotated and scaled as its type rounds; the caller's channels past head_dim stay as they are.
+    template <class T>
+    void turn(int64_t i, T* turned) const {
+        const PagedLayout& l = job.layout;
+        const int64_t d = l.head_dim, t = token(i);
+        rotate(source<T>(i), turned, job.cos + t * job.rotary, job.sin + t * job.rotary, job.rotary, d);
+        if (!job.logn) return;
+        const V factor = rounded(set(job.logn[t]), turned);
+        for (int64_t c = 0; c < l.channels(); c += lanes) store(turned + c, mul(load(turned + c), factor));
+    }
+    // The same as float32 in whole tiles of channels.
     template <class T>
     void read(int64_t i, float* out) const {
         const PagedLayout& l = job.layout;
-        const int64_t d = l.head_dim, t = token(i);
         T turned[most_channels];
-        rotate(static_cast<const T*>(job.qkv) + (t * (l.heads + 2 * l.kv_heads) + head(i)) * d, turned,
-               job.cos + t * job.rotary, job.sin + t * job.rotary, job.rotary, d);
-        for (int64_t c = d; c < l.channels(); c++) turned[c] = T{};
-        const V factor = job.logn ? rounded(set(job.logn[t]), turned) : set(1);
-        for (int64_t c = 0; c < l.channels(); c += lanes)
-            store(out + c, rounded(mul(load(turned + c), factor), turned));
+        for (int64_t c = l.head_dim; c < l.channels(); c++) turned[c] = T{};
+        turn(i, turned);
+        for (int64_t c = 0; c < l.channels(); c += lanes) store(out + c, load(turned + c));
     }
 };
 
@@ -169,31 +184,39 @@ inline void weigh(const Queries& q, const Segment& s, float* scores, const float
 
 // Adds a segment's sums to the total. The first one arrives unchanged: its factor is 1, the other's 0.
 inline void fold(const Part& segment, const Part& total, int64_t count, int64_t channels) {
-    for (int64_t i = 0; i < count; i++) {
-        const float a = total.maxima[i], b = segment.maxima[i], most = a > b ? a : b;
-        alignas(64) float both[lanes] = {a - most, b - most};
-        store(both, power2(load(both)));
-        total.maxima[i] = most;
-        total.sums[i] = total.sums[i] * both[0] + segment.sums[i] * both[1];
-        const V old = set(both[0]), more = set(both[1]), offset = set(segment.offsets[i]);
-        float* out = total.outputs + i * channels;
-        const float* in = segment.outputs + i * channels;
-        for (int64_t c = 0; c < channels; c += lanes)
-            store(out + c, fma(load(out + c), old, mul(add(load(in + c), offset), more)));
+    alignas(64) float olds[lanes], mores[lanes];
+    for (int64_t first = 0; first < count; first += lanes) {
+        const V a = load(total.maxima + first), b = load(segment.maxima + first), most = max(a, b);
+        const V older = power2(sub(a, most)), newer = power2(sub(b, most));
+        store(olds, older);
+        store(mores, newer);
+        store(total.maxima + first, most);
+        store(total.sums + first, fma(load(total.sums + first), older, mul(load(segment.sums + first), newer)));
+        for (int64_t i = first; i < count && i < first + lanes; i++) {
+            const V old = set(olds[i - first]), more = set(mores[i - first]), offset = set(segment.offsets[i]);
+            float* out = total.outputs + i * channels;
+            const float* in = segment.outputs + i * channels;
+            for (int64_t c = 0; c < channels; c += lanes)
+                store(out + c, fma(load(out + c), old, mul(add(load(in + c), offset), more)));
+        }
     }
 }
 
 inline void give(const Part& from, const Part& to, int64_t count, int64_t channels) {
     __builtin_memcpy(to.outputs, from.outputs, size_t(count * channels) * sizeof(float));
-    __builtin_memcpy(to.maxima, from.maxima, size_t(count) * sizeof(float));
-    __builtin_memcpy(to.sums, from.sums, size_t(count) * sizeof(float));
-    __builtin_memcpy(to.offsets, from.offsets, size_t(count) * sizeof(float));
+    for (int64_t i = 0; i < count; i++) {
+        to.maxima[i] = from.maxima[i];
+        to.sums[i] = from.sums[i];
+        to.offsets[i] = from.offsets[i];
+    }
 }
 
 inline void clear(const Part& total, int64_t count, int64_t channels) {
-    for (int64_t i = 0; i < count; i++) {
+    for (int64_t i = 0; i < round_up(count, 16); i++) {
         total.maxima[i] = unseen;
         total.sums[i] = 0;
+    }
+    for (int64_t i = 0; i < count; i++) {
         for (int64_t c = 0; c < channels; c += lanes) store(total.outputs + i * channels + c, zero());
     }
 }
@@ -202,12 +225,12 @@ template <class T>
 inline void finish(const Queries& q, const Part& total) {
     const PagedLayout& l = q.job.layout;
     for (int64_t i = 0; i < q.task.count; i++) {
-        T* out = static_cast<T*>(q.job.out) + (q.token(i) * l.heads + q.head(i)) * l.head_dim;
+        T* out = q.result<T>(i);
         const float* in = total.outputs + i * l.channels();
-        const V whole = set(total.sums[i]);
+        const V part = set(1 / total.sums[i]);
         for (int64_t c = 0; c < l.head_dim; c += lanes) {
             const int64_t left = l.head_dim - c;
-            const V v = div(load(in + c), whole);
+            const V v = mul(load(in + c), part);
             left < lanes ? store_part(out + c, v, left) : store(out + c, v);
         }
     }

@@ -31,8 +31,10 @@ CpuFeatures ask() {
     f.avx2 = (b & (1u << 5)) && fma && f16c && (state & 0x6) == 0x6;
     const uint32_t f_dq_bw_vl = (1u << 16) | (1u << 17) | (1u << 30) | (1u << 31);
     f.avx512 = f.avx2 && (b & f_dq_bw_vl) == f_dq_bw_vl && (c & (1u << 11)) && (state & 0xe6) == 0xe6;
+    const bool more = a >= 1;
     const uint32_t bf16_tile_int8 = (1u << 22) | (1u << 24) | (1u << 25);
     f.amx = f.avx512 && (d & bf16_tile_int8) == bf16_tile_int8 && (state & 0x60000) == 0x60000;
+    f.amx = f.amx && more && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5));  // conversions to bf16
     if (f.amx) {
         // Tile data is 8 KB of state per thread: Linux keeps it off until a process asks (5.16 and later).
         constexpr int request_permission = 0x1023, tile_data = 18;
@@ -71,7 +73,7 @@ std::string missing_for(Isa isa) {
     const CpuFeatures& f = cpu_features();
     if (isa >= Isa::avx2 && !f.avx2) return "AVX2 with FMA and F16C";
     if (isa >= Isa::avx512 && !f.avx512) return "AVX-512 F, BW, DQ, VL and VNNI";
-    if (isa >= Isa::amx && !f.amx) return "AMX int8 and bf16";
+    if (isa >= Isa::amx && !f.amx) return "AMX int8 and bf16, AVX-512 BF16";
     if (isa >= Isa::amx && !f.amx_permitted) return "the system's permission to use AMX (" + f.amx_refusal + ")";
     return "";
 }

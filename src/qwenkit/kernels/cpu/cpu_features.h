@@ -10,7 +10,7 @@ enum class Isa { reference = 0, avx2 = 1, avx512 = 2, amx = 3 };
 struct CpuFeatures {
     bool avx2 = false;         // AVX2 + FMA + F16C, state saved by the system
     bool avx512 = false;       // F, BW, DQ, VL, VNNI, state saved by the system
-    bool amx = false;          // TILE, INT8, BF16 present in the processor
+    bool amx = false;          // TILE, INT8, BF16 and AVX-512 BF16 present in the processor
     bool amx_permitted = false;  // the kernel granted this process the tile state
     std::string amx_refusal;   // why not, when the processor has it
 };

@@ -4,6 +4,16 @@
 
 namespace qwenkit::QWENKIT_LANES {
 
+// Rows of different tokens lie on different pages: asked for early, their misses overlap.
+template <class T>
+inline void fetch(const T* row, int64_t channels) {
+    for (int64_t c = 0; c < channels; c += 64 / int64_t(sizeof(T))) __builtin_prefetch(row + c);
+}
+template <class T>
+inline void fetch_to_write(T* row, int64_t channels) {
+    for (int64_t c = 0; c < channels; c += 64 / int64_t(sizeof(T))) __builtin_prefetch(row + c, 1);
+}
+
 // x to y (or in place), `rotary` of `channels` channels turned, the others as they are.
 template <class T>
 inline void rotate(const T* x, T* y, const float* cos, const float* sin, int64_t rotary, int64_t channels) {
