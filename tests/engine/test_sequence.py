@@ -119,16 +119,6 @@ def test_max_tokens_counts_every_token(byte_tokenizer):
         sequence.accept(1)
 
 
-def test_abort_delivers_what_was_held(byte_tokenizer):
-    sequence = make(byte_tokenizer, stop=("xyz",))
-    deltas = feed(sequence, b"axy")
-    deltas.append(sequence.abort())
-    assert [d.text for d in deltas] == ["a", "xy"]
-    assert sequence.choice().finish_reason == "abort"
-    assert sequence.abort() is None
-    check(sequence, deltas, byte_tokenizer)
-
-
 def test_logprobs_go_with_their_tokens(byte_tokenizer):
     sequence = make(byte_tokenizer, logprobs=2, stop=("b",), temperature=0.0)
     logits = torch.zeros(260)

@@ -55,26 +55,14 @@ def chat(
     piped into stdin (after the prompt, if both), it answers once: stdout gets the reply alone, all
     else goes to stderr.
     """
-    params = options.sampling_params(
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        max_tokens=max_tokens,
-        seed=seed,
-        stop=tuple(stop or ()),
-    )
-    engine = options.given(kv_cache=kv_cache, cache_tokens=cache_tokens, draft_model=draft_model)
+    params = options.sampling_params(ctx)
     name = chosen_model(model, model_option)
     query = "\n\n".join(part for part in (prompt, piped_text(needed=prompt is None)) if part)
     if not query and (prompt is not None or not is_terminal(sys.stdin)):
         raise typer.BadParameter("There is nothing to ask: give --prompt TEXT, or pipe text into stdin.")
     state: State = ctx.obj
     with loading_line():
-        loaded: ChatModel = state.load(
-            name, device=device, dtype=dtype, weights=weights, head=head, offline=offline, **engine
-        )
+        loaded: ChatModel = state.load(name, **options.loading(ctx))
     if query:
         ask_once(loaded, query, system=system, params=params, show_prompt=show_prompt, quiet=quiet)
     else:

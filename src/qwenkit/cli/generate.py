@@ -56,26 +56,12 @@ def generate(
     """
     if (n > 1 or logprobs is not None) and not as_json:
         raise typer.BadParameter("--n above 1 and --logprobs need --json, which keeps the parts apart.")
-    params = options.sampling_params(
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        max_tokens=max_tokens,
-        seed=seed,
-        stop=tuple(stop or ()),
-        n=n,
-        logprobs=logprobs,
-    )
-    engine = options.given(kv_cache=kv_cache, cache_tokens=cache_tokens, draft_model=draft_model)
+    params = options.sampling_params(ctx)
     name = chosen_model(model, model_option)
     text = prompt_text(prompt, file)
     state: State = ctx.obj
     with loading_line():
-        loaded: ChatModel = state.load(
-            name, device=device, dtype=dtype, weights=weights, head=head, offline=offline, **engine
-        )
+        loaded: ChatModel = state.load(name, **options.loading(ctx))
     if loaded.notice and not quiet:
         typer.echo(loaded.notice, err=True)
     if as_json:

@@ -1,7 +1,9 @@
-"""The options that several commands share, and the SamplingParams they make."""
+"""The options that several commands share, and what they mean together: read from the command's context, by
+their names, so that a command only has to declare them."""
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Annotated, Any
 
 import typer
@@ -62,18 +64,20 @@ Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notices on stderr, only warnings and errors.")]
 
 
-def given(**values: Any) -> dict[str, Any]:
-    """Those that are not None: what is left out is decided elsewhere."""
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def sampling_params(**values: Any) -> SamplingParams:
-    """SamplingParams of what was given; None and empty values are left to the checkpoint.
+def sampling_params(ctx: typer.Context) -> SamplingParams:
+    """SamplingParams of the options with the names of its fields; the checkpoint decides what is not given.
 
     Raises typer.BadParameter (exit 2) for a value out of range.
     """
-    given = {name: value for name, value in values.items() if value not in (None, [], ())}
+    names = {field.name for field in fields(SamplingParams)} & ctx.params.keys()
+    given = {name: ctx.params[name] for name in names if ctx.params[name] not in (None, [])}
     try:
-        return SamplingParams(**given)
+        return SamplingParams(**{**given, "stop": tuple(given.get("stop", ()))})
     except RequestError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def loading(ctx: typer.Context) -> dict[str, Any]:
+    """Keyword arguments of State.load, of the options above that say how a model is loaded."""
+    names = ("device", "dtype", "weights", "head", "kv_cache", "cache_tokens", "draft_model", "offline")
+    return {name: ctx.params[name] for name in names if ctx.params[name] is not None}

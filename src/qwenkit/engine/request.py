@@ -69,10 +69,6 @@ class Request:
         self.first_token: float | None = None
         self.ended: float | None = None
 
-    @property
-    def finished(self) -> bool:
-        return all(sequence.finished for sequence in self.sequences)
-
     def completion(self) -> Completion:
         """What came of it, so far."""
         sampled = sum(sequence.sampled for sequence in self.sequences)

@@ -103,10 +103,6 @@ class TokenSequence:
             return self._finish("length", None, safe)
         return self._deliver(safe) if safe else None
 
-    def abort(self) -> Delta | None:
-        """End it from outside; what was held back is delivered. None if it has already ended."""
-        return None if self.finished else self._finish("abort", None)
-
     def choice(self) -> Choice:
         """The result so far; a sequence still running counts as aborted."""
         return Choice(
