@@ -78,11 +78,14 @@ def product(case: Case, x: Tensor) -> Tensor:
 
 
 def quantization_bound(case: Case, x: Tensor) -> Tensor:
-    """The most that rounding x to int8 can move each output: half a step a column."""
-    groups = case.group_of_column
-    step = torch.zeros(x.shape[0], int(groups.max()) + 1, dtype=torch.float64)
-    step.scatter_reduce_(1, groups.expand(x.shape), x.double().abs(), "amax")
-    half = step[:, groups] / 254
+    """The most that rounding x to int8 can move each output: half a step a column, two packed groups a step."""
+    order = torch.arange(x.shape[1]) if case.weight.gather is None else case.weight.gather.long()
+    slab = 2 * case.weight.shape.group
+    slab_of_column = torch.empty(x.shape[1], dtype=torch.long)
+    slab_of_column[order[order >= 0]] = (torch.arange(order.numel()) // slab)[order >= 0]
+    step = torch.zeros(x.shape[0], order.numel() // slab + 1, dtype=torch.float64)
+    step.scatter_reduce_(1, slab_of_column.expand(x.shape), x.double().abs(), "amax")
+    half = step[:, slab_of_column] / 254
     return half @ case.value.abs().t()
 
 

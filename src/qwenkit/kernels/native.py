@@ -306,7 +306,7 @@ class AffineWeight:
     ) -> Tensor:
         """x @ w^T + bias. x: [..., in] float32, bfloat16 or float16; returns [..., out] in out_dtype or x's.
 
-        activations "int8": x is quantized for the product, a scale per row and packed group (max / 127,
+        activations "int8": x is quantized for the product, a scale per row and two packed groups (max / 127,
         round to nearest); a row with a NaN or infinity gives NaN. "16bit": x as it is (bfloat16 and float16
         through bf16 tiles with AMX; float32 and other instruction sets in float32), sums in float32.
         """

@@ -19,73 +19,61 @@ void fetch(const AffineJob& job, int64_t row, int64_t group, float* out) {
     for (; k < size; k++) out[k] = first + k < columns ? scalar(x[first + k]) : 0.0f;
 }
 
-// One group of one row: scale = largest magnitude / 127, codes rounded to nearest.
-template <class T, int SIZE>
-inline void quantize_group(const AffineJob& job, int64_t m, int64_t g, int64_t at, int8_t* out, int64_t step) {
-    constexpr int count = SIZE / lanes, chunk = SIZE < 64 ? SIZE : 64;
-    V v[count];
-    const int64_t first = g * SIZE;
-    if (!job.gather && first + SIZE <= job.layout.columns) {
-        const T* x = static_cast<const T*>(job.x) + m * job.layout.columns + first;
-#pragma GCC unroll 16
-        for (int i = 0; i < count; i++) v[i] = load(x + i * lanes);
-    } else {
-        alignas(64) float values[SIZE];
-        fetch<T>(job, m, g, values);
-#pragma GCC unroll 16
-        for (int i = 0; i < count; i++) v[i] = load(values + i * lanes);
-    }
+// One slab of one row: scale = largest magnitude / 127, codes rounded to nearest; they go to `out` in chunks that
+// lie `step` apart. Sums and offsets of its groups: `at` and on, `next` apart.
+template <class T>
+void quantize_slab(const AffineJob& job, int64_t m, int64_t first, int64_t groups, float* scale, int64_t at,
+                   int64_t next, int8_t* out, int64_t step) {
+    const int64_t size = job.layout.group, chunk = job.chunk_bytes(), count = groups * size;
+    alignas(64) float values[128 * slab_groups];
+    for (int64_t g = 0; g < groups; g++) fetch<T>(job, m, first + g, values + g * size);
     // As integers, magnitudes order like the floats, and a NaN is above them all: it is not lost.
     I top = izero();
-#pragma GCC unroll 16
-    for (int i = 0; i < count; i++) top = imax_unsigned(top, iand(bits(v[i]), iset(0x7fffffff)));
+    for (int64_t k = 0; k < count; k += lanes)
+        top = imax_unsigned(top, iand(bits(load(values + k)), iset(0x7fffffff)));
     const uint32_t largest = max_unsigned(top);
     float magnitude;
     __builtin_memcpy(&magnitude, &largest, 4);
     const bool finite = largest < 0x7f800000u;
     const bool some = finite && magnitude >= 127 * 1.17549435e-38f;  // below, the scale would be denormal
-    const float inverse = some ? 127.0f / magnitude : 0.0f;
-    const float scale = some ? magnitude / 127.0f : finite ? 0.0f : __builtin_nanf("");
-    const V by = set(inverse);
-    I total = izero();
-#pragma GCC unroll 16
-    for (int i = 0; i < count; i++) {
-        const I q = to_int(mul(v[i], by));
-        total = iadd(total, q);
-        store_bytes(out + i * lanes / chunk * step + i * lanes % chunk, q);
-    }
-    const int32_t s = isum(total);
-    job.scales[at] = scale;
-    job.sums[at] = s;
-    job.offsets[at] = scale * float(s);
-}
-
-template <class T, int SIZE>
-void quantize_rows(const AffineJob& job, int64_t first_row, int64_t last_row) {
-    const AffineLayout& w = job.layout;
-    const int64_t chunk = job.chunk_bytes(), weave = job.interleave, step = weave == 1 ? chunk : weave * chunk;
-    for (int64_t m = first_row; m < last_row; m++) {
-        // Panels of 32 rows: tiles (column step, half) one after another, a tile row is one chunk.
-        int8_t* out = weave == 1 ? job.codes + m * w.padded_columns()
-                                 : job.codes + m / weave * w.groups * SIZE * weave + m % weave * chunk;
-        for (int64_t g = 0; g < w.groups; g++, out += SIZE * weave) {
-            const int64_t at = (m / weave * w.groups + g) * weave + m % weave;
-            if (m < job.count) {
-                quantize_group<T, SIZE>(job, m, g, at, out, step);
-            } else {  // padding of the last tile
-                for (int64_t k = 0; k < SIZE; k += chunk) __builtin_memset(out + k / chunk * step, 0, size_t(chunk));
-                job.scales[at] = job.offsets[at] = 0;
-                job.sums[at] = 0;
+    const V by = set(some ? 127.0f / magnitude : 0.0f);
+    *scale = some ? magnitude / 127.0f : finite ? 0.0f : __builtin_nanf("");
+    for (int64_t g = 0; g < groups; g++, at += next) {
+        I total = izero();
+        for (int64_t k = 0; k < size; k += chunk, out += step)
+            for (int64_t i = 0; i < chunk; i += lanes) {
+                const I q = to_int(mul(load(values + g * size + k + i), by));
+                total = iadd(total, q);
+                store_bytes(out + i, q);
             }
-        }
+        job.sums[at] = isum(total);
+        job.offsets[at] = float(job.sums[at]);
     }
 }
 
 template <class T>
-void quantize_typed(const AffineJob& job, int64_t first, int64_t last) {
-    if (job.layout.group == 128) quantize_rows<T, 128>(job, first, last);
-    else if (job.layout.group == 64) quantize_rows<T, 64>(job, first, last);
-    else quantize_rows<T, 32>(job, first, last);
+void quantize_rows(const AffineJob& job, int64_t first_row, int64_t last_row) {
+    const AffineLayout& w = job.layout;
+    const int64_t chunk = job.chunk_bytes(), weave = job.interleave, slabs = w.slabs();
+    const int64_t step = weave == 1 ? chunk : weave * chunk;
+    for (int64_t m = first_row; m < last_row; m++) {
+        // Panels of 32 rows: tiles (column step, half) one after another, a tile row is one chunk.
+        int8_t* out = weave == 1 ? job.codes + m * w.padded_columns()
+                                 : job.codes + m / weave * w.padded_columns() * weave + m % weave * chunk;
+        for (int64_t s = 0; s < slabs; s++, out += slab_groups * w.group * weave) {
+            const int64_t first = s * slab_groups, groups = w.groups - first < slab_groups ? w.groups - first : slab_groups;
+            float* scale = job.scales + (m / weave * slabs + s) * weave + m % weave;
+            const int64_t at = (m / weave * w.groups + first) * weave + m % weave;
+            if (m < job.count) {
+                quantize_slab<T>(job, m, first, groups, scale, at, weave, out, step);
+            } else {  // padding of the last tile
+                for (int64_t k = 0; k < groups * w.group / chunk; k++)
+                    __builtin_memset(out + k * step, 0, size_t(chunk));
+                *scale = 0;
+                for (int64_t g = 0; g < groups; g++) job.sums[at + g * weave] = 0, job.offsets[at + g * weave] = 0;
+            }
+        }
+    }
 }
 
 template <class T>
@@ -119,6 +107,8 @@ void tile_rows(const AffineJob& job, int64_t first_row, int64_t last_row) {
                 }
             job.offsets[(m / 32 * w.groups + g) * 32 + m % 32] = sum(total);
         }
+    for (int64_t m = first_row; m < last_row; m++)
+        for (int64_t s = 0; s < w.slabs(); s++) job.scales[(m / 32 * w.slabs() + s) * 32 + m % 32] = 1;
 }
 
 template <class T>
@@ -144,9 +134,9 @@ void bf16_rows(const Bf16Job& job, int64_t first_row, int64_t last_row) {
 }  // namespace
 
 void quantize(const AffineJob& job, int64_t first, int64_t last) {
-    if (job.x_type == Dtype::f32) quantize_typed<float>(job, first, last);
-    else if (job.x_type == Dtype::bf16) quantize_typed<bf16>(job, first, last);
-    else quantize_typed<f16>(job, first, last);
+    if (job.x_type == Dtype::f32) quantize_rows<float>(job, first, last);
+    else if (job.x_type == Dtype::bf16) quantize_rows<bf16>(job, first, last);
+    else quantize_rows<f16>(job, first, last);
 }
 
 void widen(const AffineJob& job, int64_t first, int64_t last) {

@@ -16,6 +16,8 @@
 
 namespace qwenkit {
 
+constexpr int64_t slab_groups = 2;  // groups of columns whose x shares a scale; they add up before it is applied
+
 enum class Zeros : int { none = 0, points = 1, minima = 2 };
 
 struct AffineLayout {
@@ -28,6 +30,7 @@ struct AffineLayout {
     AffineLayout() = default;
     AffineLayout(int64_t rows, int64_t columns, int64_t group, int bits, Zeros zeros);  // throws invalid_argument
     int64_t padded_columns() const { return groups * group; }
+    int64_t slabs() const { return (groups + slab_groups - 1) / slab_groups; }
 };
 
 // One product y = x w^T + bias over `count` rows of x, with its scratch memory.
@@ -47,9 +50,9 @@ struct AffineJob {
     // 32 for the tile kernels, whose panel holds tiles of 16 rows by 64 bytes.
     int64_t interleave;
     int8_t* codes;          // int8 mode
-    float* scales;          // index (m / interleave * groups + g) * interleave + m % interleave
-    int32_t* sums;          // sum of the group's codes, same index
-    float* offsets;         // scale * sum (int8) or the sum of the group's values (16-bit mode), same index
+    float* scales;          // of slab s: index (m / interleave * slabs + s) * interleave + m % interleave
+    int32_t* sums;          // sum of the codes of group g: index (m / interleave * groups + g) * interleave + ...
+    float* offsets;         // the same as float, or the sum of the group's values (16-bit mode), same index
     float* floats;          // 16-bit mode, row kernels: [count, padded_columns]
     uint16_t* halves;       // 16-bit mode, tile kernels: bf16 tiles of 16 rows by 32 columns
     int64_t chunk_bytes() const { return layout.group < 64 ? layout.group : 64; }  // of one tile row

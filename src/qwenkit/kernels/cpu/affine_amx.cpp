@@ -3,8 +3,9 @@
 // Per panel of 32 output rows: some columns of the weight are unpacked to tiles that stay in L1 and meet all
 // rows of x, 32 at a time; x comes from L2. Each group has its own scales, so the tile sums of a group are
 // stored, scaled and added to float sums in memory. All of it is one pipeline from the first panel to the
-// last: the sums of a group are stored between the products of the next, and two groups at once are scaled
-// between the products of the two after those, which halves the traffic of the float sums.
+// last: the sums of a group are stored between the products of the next, and the two groups of a slab are scaled
+// at once between the products of the two after those, which halves the traffic of the float sums. Tile products
+// block one of the two ports for float multiplications: 5 for two groups, as here, beat 6.
 // 16-bit mode is the same with bf16 tiles: code - zero is exact in bf16, sums are float32.
 #include <immintrin.h>
 
@@ -51,7 +52,8 @@ struct Pair {
     const int32_t *first, *second;           // their sums
     const float *scale, *minimum;            // of the outputs, 32 a group
     const int32_t* point;
-    const float *x_scale, *x_offset;         // of the rows, 32 a group
+    const float* x_scale;                    // of the rows
+    const float* x_offset;                   // of the rows, 32 a group
     const int32_t* x_sum;
     int64_t x_second;                        // from the first group's rows to the second's; 0: there is none
     float* total;
@@ -80,19 +82,21 @@ struct Column {
     }
 };
 
-template <Product P, bool MINIMA>
-[[gnu::always_inline]] inline __m512 scaled(__m512 total, const int32_t* sums, __m512 scale, __m512 minimum,
+template <Product P, bool FIRST, bool MINIMA>
+[[gnu::always_inline]] inline __m512 scaled(__m512 part, const int32_t* sums, __m512 scale, __m512 minimum,
                                             __m512i point, const Pair& p, int64_t at) {
+    __m512 f;
     if constexpr (P == Product::halves) {
-        total = _mm512_fmadd_ps(scale, _mm512_load_ps(sums), total);
+        f = _mm512_load_ps(sums);
     } else {
         __m512i d = _mm512_load_si512(sums);
         if constexpr (P == Product::s8u8) d = _mm512_sub_epi32(d, _mm512_mullo_epi32(point, _mm512_set1_epi32(p.x_sum[at])));
-        const __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(p.x_scale[at]));
-        total = _mm512_fmadd_ps(both, _mm512_cvtepi32_ps(d), total);
+        f = _mm512_cvtepi32_ps(d);
     }
-    if constexpr (MINIMA) total = _mm512_fmadd_ps(minimum, _mm512_set1_ps(p.x_offset[at]), total);
-    return total;
+    if constexpr (FIRST) part = _mm512_mul_ps(scale, f);
+    else part = _mm512_fmadd_ps(scale, f, part);
+    if constexpr (MINIMA) part = _mm512_fmadd_ps(minimum, _mm512_set1_ps(p.x_offset[at]), part);
+    return part;
 }
 
 template <Product P, bool MINIMA>
@@ -101,14 +105,16 @@ template <Product P, bool MINIMA>
 #pragma GCC unroll 4
     for (int r = from; r < to; r++) {
         const int at = r / 16 * 512 + r % 16 * 16;
+        __m512 a{}, b{};
+        a = scaled<P, true, MINIMA>(a, p.first + at, left.scale_a, left.minimum_a, left.point_a, p, r);
+        b = scaled<P, true, MINIMA>(b, p.first + at + 256, right.scale_a, right.minimum_a, right.point_a, p, r);
+        a = scaled<P, false, MINIMA>(a, p.second + at, left.scale_b, left.minimum_b, left.point_b, p, r + p.x_second);
+        b = scaled<P, false, MINIMA>(b, p.second + at + 256, right.scale_b, right.minimum_b, right.point_b, p,
+                                     r + p.x_second);
         float* t = p.total + r * 32;
-        __m512 a = _mm512_maskz_load_ps(p.keep, t), b = _mm512_maskz_load_ps(p.keep, t + 16);
-        a = scaled<P, MINIMA>(a, p.first + at, left.scale_a, left.minimum_a, left.point_a, p, r);
-        b = scaled<P, MINIMA>(b, p.first + at + 256, right.scale_a, right.minimum_a, right.point_a, p, r);
-        a = scaled<P, MINIMA>(a, p.second + at, left.scale_b, left.minimum_b, left.point_b, p, r + p.x_second);
-        b = scaled<P, MINIMA>(b, p.second + at + 256, right.scale_b, right.minimum_b, right.point_b, p, r + p.x_second);
-        _mm512_store_ps(t, a);
-        _mm512_store_ps(t + 16, b);
+        const __m512 x = _mm512_set1_ps(p.x_scale[r]);
+        _mm512_store_ps(t, _mm512_fmadd_ps(a, x, _mm512_maskz_load_ps(p.keep, t)));
+        _mm512_store_ps(t + 16, _mm512_fmadd_ps(b, x, _mm512_maskz_load_ps(p.keep, t + 16)));
     }
 }
 
@@ -253,7 +259,8 @@ void multiply(const AffineJob& job, int64_t first_panel, int64_t last_panel) {
                     const int8_t* weight = s.weight + g * weight_group;
                     const bool both = g + 1 < groups;
                     Pair now{s.sums[mine], both ? s.sums[mine + 1] : s.none, tails.scale + g * 32,
-                             tails.minimum + g * 32, tails.point + g * 32, job.scales + at, job.offsets + at,
+                             tails.minimum + g * 32, tails.point + g * 32,
+                             job.scales + (m * w.slabs() + (g0 + g) / slab_groups) * 32, job.offsets + at,
                              job.sums + at, both ? 32 : 0, s.total + m * 1024};
                     now.keep = g0 + g ? 0xffff : 0;
                     now.out_panel = !more && g + 2 >= groups ? m : -1;

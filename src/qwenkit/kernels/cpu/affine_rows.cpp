@@ -3,8 +3,9 @@
 // A few rows are bound by memory: 16 output rows a vector, codes used as they lie, several blocks read side by
 // side, each prefetched 2 KB ahead (measured with two threads, one row: 4 streams best of 1, 2, 4; 2 KB best
 // of 1 to 8). One stream a thread leaves a fifth of the bandwidth unused when all threads read.
-// Float order: groups from first to last, acc = fma(scale_w * scale_x, dot, acc), then bias. The tile
-// kernels keep the same order, so a row of x gives the same bits alone and in any batch.
+// Float order: within a slab groups from first to last, part = fma(scale_w, dot, part); slabs from first to last,
+// acc = fma(part, scale_x, acc); then bias. The tile kernels keep the same order, so a row of x gives the same
+// bits alone and in any batch.
 #include "kernels.h"
 #include "lanes.h"
 
@@ -55,10 +56,11 @@ void blocks_int8(const AffineJob& job, int64_t m, int64_t block) {
     const int64_t lines = w.code_bytes / 64, groups = w.groups, apart = w.block_bytes, padded = w.padded_columns();
     const uint8_t* p = job.packed + block * apart;
     const int8_t* x = job.codes + m * padded;
-    V acc[S][R][parts];
+    V acc[S][R][parts], part[S][R][parts];
     for (int s = 0; s < S; s++)
         for (int r = 0; r < R; r++)
-            for (int h = 0; h < parts; h++) acc[s][r][h] = zero();
+            for (int h = 0; h < parts; h++) acc[s][r][h] = part[s][r][h] = zero();
+    const int64_t slabs = w.slabs();
     for (int64_t g = 0; g < groups; g++, p += w.group_bytes, x += w.group) {
         I dot[S][R][parts][chains];
         for (int s = 0; s < S; s++)
@@ -100,13 +102,20 @@ void blocks_int8(const AffineJob& job, int64_t m, int64_t block) {
                     } else if constexpr (Z == Zeros::points) {
                         d = isub(d, imul(isub(widen(tail + 32 + h * lanes), iset(shift)), iset(job.sums[at])));
                     }
-                    acc[s][r][h] = fma(mul(scale, set(job.scales[at])), to_float(d), acc[s][r][h]);
+                    part[s][r][h] = fma(scale, to_float(d), part[s][r][h]);
                     if constexpr (Z == Zeros::minima)
-                        acc[s][r][h] = fma(load(reinterpret_cast<const f16*>(tail + 32) + h * lanes),
-                                           set(job.offsets[at]), acc[s][r][h]);
+                        part[s][r][h] = fma(load(reinterpret_cast<const f16*>(tail + 32) + h * lanes),
+                                            set(job.offsets[at]), part[s][r][h]);
                 }
             }
         }
+        if ((g + 1) % slab_groups && g + 1 < groups) continue;
+        for (int s = 0; s < S; s++)
+            for (int r = 0; r < R; r++)
+                for (int h = 0; h < parts; h++) {
+                    acc[s][r][h] = fma(part[s][r][h], set(job.scales[(m + r) * slabs + g / slab_groups]), acc[s][r][h]);
+                    part[s][r][h] = zero();
+                }
     }
     for (int s = 0; s < S; s++)
         for (int r = 0; r < R; r++) write(job, m + r, block + s, acc[s][r]);

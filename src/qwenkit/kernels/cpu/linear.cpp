@@ -79,10 +79,10 @@ void run_affine_chunk(AffineJob& job, bool exact, bool tiles) {
     Workspace& memory = Workspace::mine();
     const AffineLayout& w = job.layout;
     const int64_t rows = tiles ? round_up(job.count, 32) : job.count;
-    const int64_t cells = rows * w.padded_columns(), groups = rows * w.groups;
+    const int64_t cells = rows * w.padded_columns(), groups = rows * w.groups, slabs = rows * w.slabs();
     job.interleave = tiles ? 32 : 1;
-    memory.reserve(Workspace::room<float>(cells) + 3 * Workspace::room<float>(groups));
-    job.scales = memory.take<float>(groups);
+    memory.reserve(Workspace::room<float>(cells) + 2 * Workspace::room<float>(groups) + Workspace::room<float>(slabs));
+    job.scales = memory.take<float>(slabs);
     job.offsets = memory.take<float>(groups);
     job.sums = memory.take<int32_t>(groups);
     if (!exact) job.codes = memory.take<int8_t>(cells);
