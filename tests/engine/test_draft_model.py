@@ -68,6 +68,8 @@ def test_the_text_is_that_without_a_draft_model(tiny_v1, tiny_qwen2, byte_tokeni
     expected = plain.generate_ids(prompts, params)
     qwen = Qwen(tiny_v1, byte_tokenizer, draft=Qwen(tiny_qwen2, byte_tokenizer))
     assert [c.choices for c in qwen.generate_ids(prompts, params)] == [c.choices for c in expected]
+    guessing = qwen.engine._speculator._proposer._runner.cache
+    assert guessing.tokens == qwen.engine.cache.tokens  # the same texts, however much memory there is
     # A model that guesses for itself is always right when greedy; taken to be cheap, it is asked often.
     qwen = Qwen(tiny_v1, byte_tokenizer)
     itself = DraftModel(tiny_v1, make_cache(tiny_v1, qwen.options), 260)

@@ -124,14 +124,22 @@ def make_cache(model: CausalLM, options: EngineOptions) -> PagedCache:
 
 
 def make_speculator(
-    model: CausalLM, options: EngineOptions, draft: CausalLM | None = None, vocabulary: int = 0
+    model: CausalLM,
+    options: EngineOptions,
+    cache: PagedCache,
+    draft: CausalLM | None = None,
+    vocabulary: int = 0,
 ) -> Speculator | None:
-    """What guesses for `model`, or None: `draft` if there is one (ids below `vocabulary`), else n-grams."""
+    """What guesses for `model`, or None: `draft` if there is one (ids below `vocabulary`), else n-grams.
+
+    cache: that of `model`; the draft's holds as many tokens, for it reads the same texts.
+    """
     if options.speculate == "off":
         return None
     cost = CostTable(ROW_COST)
     if draft is not None:
-        proposer = DraftModel(draft, make_cache(draft, replace(options, attention_window=None)), vocabulary)
+        same_texts = replace(options, attention_window=None, cache_tokens=cache.tokens)
+        proposer = DraftModel(draft, make_cache(draft, same_texts), vocabulary)
         share = draft.shape.parameter_count / model.shape.parameter_count
         return Speculator(proposer, lambda rows: cost(rows) + share * (rows - 1))
     if options.speculate == "auto" and not uses_native_pool(model):

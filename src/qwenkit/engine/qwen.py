@@ -91,15 +91,16 @@ class Qwen:
         self.draft = draft
         if draft is not None:
             check_same_vocabulary(draft.tokenizer, tokenizer)
+        cache = make_cache(model, self.options)
         self.engine = Engine(
             model,
             Vocabulary(tokenizer, self.config.vocab_size),
-            make_cache(model, self.options),
+            cache,
             max_running=self.options.max_running,
             step_tokens=self.options.step_tokens,
             max_waiting=self.options.max_waiting,
             speculator=make_speculator(
-                model, self.options, None if draft is None else draft.model, len(tokenizer)
+                model, self.options, cache, None if draft is None else draft.model, len(tokenizer)
             ),
         )
         self._warned_base = False
