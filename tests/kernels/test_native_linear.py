@@ -78,7 +78,7 @@ def product(case: Case, x: Tensor) -> Tensor:
 
 
 def quantization_bound(case: Case, x: Tensor) -> Tensor:
-    """The most that rounding x to int8 can move each output: half a step a column, two packed groups a step."""
+    """The most rounding x to int8 can move each output: half a step a column, two packed groups a step."""
     order = torch.arange(x.shape[1]) if case.weight.gather is None else case.weight.gather.long()
     slab = 2 * case.weight.shape.group
     slab_of_column = torch.empty(x.shape[1], dtype=torch.long)
