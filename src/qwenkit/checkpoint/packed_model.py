@@ -6,7 +6,9 @@ Knows the loader, the store and what a packed layer consists of; not where the t
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,6 +136,10 @@ def _read(place: Path, key: str, loader: Loader) -> tuple[CausalLM, str | None]:
 
 
 def identity_of(files: list[Path], hash_file: Callable[[Path], str]) -> str:
-    """One hash for the content of several files, whatever folder they are in."""
-    lines = [f"{path.name} {hash_file(path)}\n" for path in sorted(files)]
+    """One hash for the content of several files, whatever folder they are in; they are hashed in threads."""
+    files = sorted(files)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        lines = [
+            f"{path.name} {found}\n" for path, found in zip(files, threads.map(hash_file, files), strict=True)
+        ]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
