@@ -5,7 +5,13 @@
 namespace qwenkit::QWENKIT_LANES {
 namespace {
 
-inline V silu(V x) { return div(x, add(set(1.0f), exp(sub(zero(), x)))); }
+inline V silu(V x, const float*) { return div(x, add(set(1.0f), exp(sub(zero(), x)))); }
+
+// Good to a part in a hundred thousand, before rounding to 16 bits; without a division, which takes half the time.
+template <class T> inline V silu(V x, const T*) {
+    const V t = min(set(126), mul(x, set(-1.44269504f)));  // a NaN stays one: it is the second operand
+    return mul(x, reciprocal(add(set(1.0f), power2(t))));
+}
 
 template <class T>
 void rows(const GateJob& job, int64_t first_row, int64_t last_row) {
@@ -15,9 +21,9 @@ void rows(const GateJob& job, int64_t first_row, int64_t last_row) {
         const T* gate = static_cast<const T*>(job.gate) + row * job.gate_row;
         T* y = static_cast<T*>(job.y) + row * job.y_row;
         for (int64_t i = 0; i < whole; i += lanes)
-            store(y + i, mul(load(up + i), rounded(silu(load(gate + i)), up)));
+            store(y + i, mul(load(up + i), rounded(silu(load(gate + i), up), up)));
         if (left)
-            store_part(y + whole, mul(load_part(up + whole, left), rounded(silu(load_part(gate + whole, left)), up)),
+            store_part(y + whole, mul(load_part(up + whole, left), rounded(silu(load_part(gate + whole, left), up), up)),
                        left);
     }
 }

@@ -24,13 +24,19 @@ void fetch(const AffineJob& job, int64_t row, int64_t group, float* out) {
 template <class T>
 void quantize_slab(const AffineJob& job, int64_t m, int64_t first, int64_t groups, float* scale, int64_t at,
                    int64_t next, int8_t* out, int64_t step) {
-    const int64_t size = job.layout.group, chunk = job.chunk_bytes(), count = groups * size;
+    const int64_t size = job.layout.group, chunk = job.chunk_bytes(), count = groups * size, column = first * size;
     alignas(64) float values[128 * slab_groups];
-    for (int64_t g = 0; g < groups; g++) fetch<T>(job, m, first + g, values + g * size);
+    const bool whole = !job.gather && column + count <= job.layout.columns;
+    if (!whole)
+        for (int64_t g = 0; g < groups; g++) fetch<T>(job, m, first + g, values + g * size);
+    const T* x = static_cast<const T*>(job.x) + m * job.layout.columns + column;
     // As integers, magnitudes order like the floats, and a NaN is above them all: it is not lost.
     I top = izero();
-    for (int64_t k = 0; k < count; k += lanes)
-        top = imax_unsigned(top, iand(bits(load(values + k)), iset(0x7fffffff)));
+    for (int64_t k = 0; k < count; k += lanes) {
+        const V v = whole ? load(x + k) : load(values + k);
+        store(values + k, v);
+        top = imax_unsigned(top, iand(bits(v), iset(0x7fffffff)));
+    }
     const uint32_t largest = max_unsigned(top);
     float magnitude;
     __builtin_memcpy(&magnitude, &largest, 4);

@@ -38,6 +38,7 @@ inline V add(V a, V b) { return _mm512_add_ps(a, b); }
 inline V sub(V a, V b) { return _mm512_sub_ps(a, b); }
 inline V mul(V a, V b) { return _mm512_mul_ps(a, b); }
 inline V div(V a, V b) { return _mm512_div_ps(a, b); }
+inline V estimate(V a) { return _mm512_rcp14_ps(a); }  // of 1 / a
 inline V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
 inline V min(V a, V b) { return _mm512_min_ps(a, b); }
 inline V max(V a, V b) { return _mm512_max_ps(a, b); }
@@ -117,6 +118,7 @@ inline V add(V a, V b) { return _mm256_add_ps(a, b); }
 inline V sub(V a, V b) { return _mm256_sub_ps(a, b); }
 inline V mul(V a, V b) { return _mm256_mul_ps(a, b); }
 inline V div(V a, V b) { return _mm256_div_ps(a, b); }
+inline V estimate(V a) { return _mm256_rcp_ps(a); }
 inline V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
 inline V min(V a, V b) { return _mm256_min_ps(a, b); }
 inline V max(V a, V b) { return _mm256_max_ps(a, b); }
@@ -245,7 +247,13 @@ inline V exp(V x) {
     return mul(mul(p, a), b);
 }
 
-// 2^x for x <= 0, degree-6 polynomial (relative error below 2e-7); zero from about -127 on. 2^0 is 1 exactly.
+// 1 / a by one Newton step, within 2^-22, for a that has a normal reciprocal.
+inline V reciprocal(V a) {
+    const V r = estimate(a);
+    return mul(r, sub(set(2.0f), mul(a, r)));
+}
+
+// 2^x for x <= 126, degree-6 polynomial (relative error below 2e-7); zero from about -127 on. 2^0 is 1 exactly.
 inline V power2(V x) {
     x = max(set(-200), x);  // a NaN stays one
     const V n = nearest(x), r = sub(x, n);

@@ -73,9 +73,9 @@ int64_t rows_once(int64_t count, int64_t row_bytes) {
     return std::max<int64_t>(32, round_up((count + passes - 1) / passes, 32));
 }
 
-void run_affine_chunk(AffineJob& job, bool exact, bool tiles) {
+// x of `job` as the kernels want it, in the thread's scratch memory.
+void prepare_x(AffineJob& job, bool exact, bool tiles) {
     const Kernels& k = active_kernels();
-    ThreadPool& pool = ThreadPool::shared();
     Workspace& memory = Workspace::mine();
     const AffineLayout& w = job.layout;
     const int64_t rows = tiles ? round_up(job.count, 32) : job.count;
@@ -91,7 +91,13 @@ void run_affine_chunk(AffineJob& job, bool exact, bool tiles) {
     const auto fill = !exact ? k.quantize : tiles ? k.tile : k.widen;
     // A batch that fits one tile leaves the panel's second tile alone; what no row fills is zero.
     const int64_t filled = !tiles ? job.count : job.count <= 16 ? 16 : rows;
-    prepare(pool, filled, w.padded_columns(), [&](int64_t a, int64_t b) { fill(job, a, b); });
+    prepare(ThreadPool::shared(), filled, w.padded_columns(), [&](int64_t a, int64_t b) { fill(job, a, b); });
+}
+
+void multiply_x(const AffineJob& job, bool exact, bool tiles) {
+    const Kernels& k = active_kernels();
+    ThreadPool& pool = ThreadPool::shared();
+    const AffineLayout& w = job.layout;
     if (tiles) {
         const auto run = exact ? amx::affine_exact : amx::affine_int8;
         const int64_t panels = (w.blocks + 1) / 2;
@@ -116,18 +122,27 @@ const Kernels& active_kernels() {
     }
 }
 
-void run_affine(AffineJob job, bool exact) {
+void run_affine(AffineJob job, bool exact, const AffineTarget* other) {
     const bool tiles = affine_tiles(job.count, exact, job.x_type);
     const int64_t row_bytes = job.layout.padded_columns() * (!exact ? 1 : tiles ? 2 : 4);
     const int64_t count = job.count, most = rows_once(count, row_bytes);
     const auto* x = static_cast<const char*>(job.x);
-    auto* y = static_cast<char*>(job.y);
-    job.past_cache = count * job.layout.rows * size_of(job.y_type) > cached_bytes;
+    const AffineTarget mine{job.layout, job.packed, job.bias, job.y};
     for (int64_t m = 0; m < count; m += most) {
+        job.layout = mine.layout;
         job.count = std::min(most, count - m);
         job.x = x + m * job.layout.columns * size_of(job.x_type);
-        job.y = y + m * job.layout.rows * size_of(job.y_type);
-        run_affine_chunk(job, exact, tiles);
+        prepare_x(job, exact, tiles);
+        for (const AffineTarget* to : {&mine, other}) {
+            if (!to) continue;
+            const int64_t row = to->layout.rows * size_of(job.y_type);
+            job.layout = to->layout;
+            job.packed = to->packed;
+            job.bias = to->bias;
+            job.y = static_cast<char*>(to->y) + m * row;
+            job.past_cache = count * row > cached_bytes;
+            multiply_x(job, exact, tiles);
+        }
     }
 }
 

@@ -7,8 +7,16 @@
 
 namespace qwenkit {
 
-// Runs of one product; the pointers of the job's weight, bias, x and y are filled in by the caller.
-void run_affine(AffineJob job, bool exact);
+struct AffineTarget {  // another weight for the same x: it cuts and orders its columns as the first does
+    AffineLayout layout;
+    const uint8_t* packed;
+    const float* bias;
+    void* y;
+};
+
+// Runs of one product; the pointers of the job's weight, bias, x and y are filled in by the caller. With `other`
+// x is prepared once for two.
+void run_affine(AffineJob job, bool exact, const AffineTarget* other = nullptr);
 void run_bf16(Bf16Job job);
 void run_pack_affine(const AffinePackJob& job);
 void run_pack_bf16(const uint16_t* weight, int64_t rows, int64_t columns, uint16_t* packed);

@@ -35,7 +35,15 @@ struct AffineWeight {
                           reinterpret_cast<uint8_t*>(packed)};
         run_pack_affine(job);
     }
-    void multiply(const void* x, Dtype x_type, void* y, Dtype y_type, int64_t count, bool exact) const {
+    AffineTarget target(void* y) const {
+        return {layout, reinterpret_cast<uint8_t*>(packed), reinterpret_cast<float*>(bias), y};
+    }
+    bool takes_x_like(const AffineWeight& b) const {
+        return !gather && !b.gather && layout.columns == b.layout.columns && layout.group == b.layout.group &&
+               layout.groups == b.layout.groups;
+    }
+    void multiply(const void* x, Dtype x_type, void* y, Dtype y_type, int64_t count, bool exact,
+                  const AffineTarget* other = nullptr) const {
         AffineJob job{};
         job.layout = layout;
         job.packed = reinterpret_cast<uint8_t*>(packed);
@@ -46,7 +54,7 @@ struct AffineWeight {
         job.y = y;
         job.y_type = y_type;
         job.count = count;
-        run_affine(job, exact);
+        run_affine(job, exact, other);
     }
 };
 
@@ -83,6 +91,16 @@ struct Product {
     void multiply(const void* x, void* y, Dtype type, int64_t count) const {
         if (affine) affine->multiply(x, type, y, type, count, exact);
         else bf16->multiply(x, type, y, type, count);
+    }
+    // The same x with two weights.
+    void multiply_two(const Product& b, const void* x, void* y, void* y_b, Dtype type, int64_t count) const {
+        if (affine && b.affine && exact == b.exact && affine->takes_x_like(*b.affine)) {
+            const AffineTarget other = b.affine->target(y_b);
+            affine->multiply(x, type, y, type, count, exact, &other);
+        } else {
+            multiply(x, y, type, count);
+            b.multiply(x, y_b, type, count);
+        }
     }
 };
 
