@@ -98,6 +98,14 @@ def test_16_bit_models_are_packed_from_their_files_every_time(alone):
     assert not (alone / "cache" / "derived").exists()
 
 
+def test_the_mapped_weights_of_packed_layers_are_given_back(alone, monkeypatch):
+    released = []
+    monkeypatch.setattr(Loader, "release", lambda self, name: released.append(name))
+    model = load(source("tiny_v1", alone))
+    assert len(released) > 4
+    assert released == [n for n, layer in model.named_modules() if isinstance(layer, PackedBf16Linear)]
+
+
 def test_blocks_run_as_they_are_stored(alone):
     path, stored = write_model(alone / "model.gguf", kind="Q8_0")
     model = load(path, dtype=torch.float32)

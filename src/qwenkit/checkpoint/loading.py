@@ -92,11 +92,10 @@ class Loader:
             yield name
 
     def release(self, name: str) -> None:
-        """Give back the mapped memory of a module whose tensors nobody uses any more."""
+        """Give back the mapped memory of a module's weight, which nobody uses any more."""
         for part in self.modules[name]:
-            for kind in ("weight", "bias"):
-                if f"{part}.{kind}" in self.source.entries():
-                    self.source.release(f"{part}.{kind}")
+            if f"{part}.weight" in self.source.entries():
+                self.source.release(f"{part}.weight")
 
     def planned(self, dtype: torch.dtype) -> list[PlannedTensor]:
         """Every parameter of the model under its canonical name, to be read one by one; `check` comes first.

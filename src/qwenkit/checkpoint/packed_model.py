@@ -46,7 +46,8 @@ def pack_while_loading(
     model, packer = empty_model(loader.config), Packer(packing, device)
     codes = packing.keeps_codes if why_not_native(device) is None else lambda name: False
     for name in loader.fill(model, device=device, dtype=dtype, codes=codes, progress=progress):
-        packer.pack(model, name)
+        if packer.pack(model, name):
+            loader.release(name)
     return LoadedModel(model.eval(), packer.left())
 
 

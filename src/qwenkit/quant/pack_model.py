@@ -22,19 +22,23 @@ class Packer:
         self._left: Counter[str] = Counter()
         self._rounded = 0
 
-    def pack(self, model: nn.Module, name: str) -> None:
-        """Replace the module `name` by its packed twin if it is a linear layer the kernels can run."""
+    def pack(self, model: nn.Module, name: str) -> bool:
+        """Replace the module `name` by its packed twin if it is a linear layer the kernels can run.
+
+        Whether it was replaced: then the weight it came with is not needed any more.
+        """
         module = model.get_submodule(name)
         if self._why_not is not None:
             self._rounded += self.packing.round_in_place(name, module)
-            return
+            return False
         try:
             packed = self.packing.pack(name, module)
         except UnsupportedError as error:
             self._left[error.problem] += 1
-            return
+            return False
         if packed is not None:
             model.set_submodule(name, packed.eval())
+        return packed is not None
 
     def left(self) -> str | None:
         """What was not packed and why, in a sentence; None if everything was."""
