@@ -45,6 +45,7 @@ struct AffineJob {
     Dtype y_type;
     int64_t count;
     bool past_cache;        // y is large: written straight to memory
+    int64_t y_row, y_first; // tile kernels: elements from one row of y to the next; the output y begins with
 
     // Activations as the kernel wants them. `interleave` rows share a panel: 1 for the row kernels,
     // 32 for the tile kernels, whose panel holds tiles of 16 rows by 64 bytes.

@@ -189,14 +189,15 @@ void clear_tail(int64_t at, Tails& to) {
 // Results of 32 rows of x, as soon as they are complete: the stores drain while the next rows are computed.
 void write_panel(const AffineJob& job, const Scratch& s, const Pair& p) {
     for (int64_t m = p.out_panel * 32; m < job.count && m < p.out_panel * 32 + 32; m++)
-        write_outputs(s.total + m * 32, job.bias, job.y, job.y_type, m, job.layout.rows, p.out_column, job.past_cache);
+        write_outputs(s.total + m * 32, job.bias ? job.bias + p.out_column : nullptr, job.y, job.y_type,
+                      m * job.y_row + p.out_column - job.y_first, job.layout.rows - p.out_column, job.past_cache);
 }
 
 // The lines they go to, a few with each group: all at once would wait for memory.
 inline void fetch_rows(const AffineJob& job, int64_t first, int64_t last, int64_t column) {
     const int64_t size = size_of(job.y_type);
     for (int64_t m = first; m < job.count && m < last; m++)
-        __builtin_prefetch(static_cast<char*>(job.y) + (m * job.layout.rows + column) * size, 1);
+        __builtin_prefetch(static_cast<char*>(job.y) + (m * job.y_row + column - job.y_first) * size, 1);
 }
 
 // HALVES: 16-row tiles of x in a panel, 1 or 2. STEPS: tiles a group takes along its columns.

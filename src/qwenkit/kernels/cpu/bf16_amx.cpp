@@ -92,7 +92,8 @@ void bf16_linear(const Bf16Job& job, int64_t first_panel, int64_t last_panel) {
             }
         }
         for (int64_t m = 0; m < job.count; m++)
-            write_outputs(total + m * 32, job.bias, job.y, job.y_type, m, job.rows, panel * 32, job.past_cache);
+            write_outputs(total + m * 32, job.bias ? job.bias + panel * 32 : nullptr, job.y, job.y_type,
+                          m * job.rows + panel * 32, job.rows - panel * 32, job.past_cache);
     }
     if (job.past_cache) _mm_sfence();
 }

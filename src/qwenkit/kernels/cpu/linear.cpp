@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "cpu_features.h"
+#include "elementwise.h"
 #include "kernels.h"
 #include "machine.h"
 #include "thread_pool.h"
@@ -19,6 +20,7 @@ constexpr int64_t tiles_from_bf16 = 1;
 constexpr int64_t step_bytes = 96 * 1024;       // of weights a thread takes at a time
 constexpr int64_t activation_bytes = 1 << 20;   // of x kept in L2 while the weights pass
 constexpr int64_t cached_bytes = 1 << 18;       // a larger y is written past the caches
+constexpr int64_t gated_from = 64;              // rows of x whose panels of gate and up are multiplied in turn
 
 // Scratch of the calling thread, kept between calls.
 class Workspace {
@@ -111,6 +113,48 @@ void multiply_x(const AffineJob& job, bool exact, bool tiles) {
     }
 }
 
+// Panel by panel: 32 outputs of both products, then what they make together.
+void multiply_gated(const AffineJob& up, bool exact, const AffineTarget& gate) {
+    const auto run = exact ? amx::affine_exact : amx::affine_int8;
+    const auto meet = active_kernels().gate;
+    const int64_t rows = up.layout.rows;
+    ThreadPool::shared().loop((up.layout.blocks + 1) / 2, 1, [&](int64_t first, int64_t last) {
+        alignas(64) static thread_local float sides[2][amx::most_count * 32];
+        for (int64_t panel = first; panel < last; panel++) {
+            AffineJob job = up;
+            job.y_row = 32;
+            job.y_first = panel * 32;
+            job.y = sides[0];
+            run(job, panel, panel + 1);
+            job.layout = gate.layout;
+            job.packed = gate.packed;
+            job.bias = gate.bias;
+            job.y = sides[1];
+            run(job, panel, panel + 1);
+            char* y = static_cast<char*>(up.y) + panel * 32 * size_of(up.y_type);
+            meet(GateJob{sides[0], sides[1], y, std::min<int64_t>(32, rows - panel * 32), 32, 32, rows, up.y_type}, 0,
+                 up.count);
+        }
+    });
+}
+
+// Calls `part` with as many rows of x at a time, prepared, as stay in the caches, and the first of them.
+template <class Part>
+void in_passes(AffineJob& job, bool exact, bool tiles, Part&& part) {
+    const int64_t row_bytes = job.layout.padded_columns() * (!exact ? 1 : tiles ? 2 : 4);
+    const int64_t count = job.count, most = rows_once(count, row_bytes);
+    const auto* x = static_cast<const char*>(job.x);
+    auto* y = static_cast<char*>(job.y);
+    job.y_row = job.layout.rows;
+    for (int64_t m = 0; m < count; m += most) {
+        job.count = std::min(most, count - m);
+        job.x = x + m * job.layout.columns * size_of(job.x_type);
+        job.y = y + m * job.layout.rows * size_of(job.y_type);
+        prepare_x(job, exact, tiles);
+        part(job, m);
+    }
+}
+
 }  // namespace
 
 const Kernels& active_kernels() {
@@ -122,28 +166,27 @@ const Kernels& active_kernels() {
     }
 }
 
-void run_affine(AffineJob job, bool exact, const AffineTarget* other) {
+void run_affine(AffineJob job, bool exact) {
     const bool tiles = affine_tiles(job.count, exact, job.x_type);
-    const int64_t row_bytes = job.layout.padded_columns() * (!exact ? 1 : tiles ? 2 : 4);
-    const int64_t count = job.count, most = rows_once(count, row_bytes);
-    const auto* x = static_cast<const char*>(job.x);
-    const AffineTarget mine{job.layout, job.packed, job.bias, job.y};
-    for (int64_t m = 0; m < count; m += most) {
-        job.layout = mine.layout;
-        job.count = std::min(most, count - m);
-        job.x = x + m * job.layout.columns * size_of(job.x_type);
-        prepare_x(job, exact, tiles);
-        for (const AffineTarget* to : {&mine, other}) {
-            if (!to) continue;
-            const int64_t row = to->layout.rows * size_of(job.y_type);
-            job.layout = to->layout;
-            job.packed = to->packed;
-            job.bias = to->bias;
-            job.y = static_cast<char*>(to->y) + m * row;
-            job.past_cache = count * row > cached_bytes;
-            multiply_x(job, exact, tiles);
-        }
-    }
+    job.past_cache = job.count * job.layout.rows * size_of(job.y_type) > cached_bytes;
+    in_passes(job, exact, tiles, [&](const AffineJob& part, int64_t) { multiply_x(part, exact, tiles); });
+}
+
+void run_gated(AffineJob job, bool exact, const AffineTarget& gate) {
+    const bool tiles = affine_tiles(job.count, exact, job.x_type), meet = tiles && job.count >= gated_from;
+    const int64_t rows = job.layout.rows, size = size_of(job.y_type);
+    job.past_cache = !meet && job.count * rows * size > cached_bytes;
+    in_passes(job, exact, tiles, [&](const AffineJob& up, int64_t m) {
+        if (meet) return multiply_gated(up, exact, gate);
+        AffineJob other = up;
+        other.layout = gate.layout;
+        other.packed = gate.packed;
+        other.bias = gate.bias;
+        other.y = static_cast<char*>(gate.y) + m * rows * size;
+        multiply_x(up, exact, tiles);
+        multiply_x(other, exact, tiles);
+        run_rows(GateJob{up.y, other.y, up.y, rows, rows, rows, rows, job.y_type}, active_kernels().gate, up.count, rows);
+    });
 }
 
 void run_bf16(Bf16Job job) {

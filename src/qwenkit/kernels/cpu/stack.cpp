@@ -87,8 +87,7 @@ void Stack::run(const StackInput& in) const {
         b.attended.multiply(attended, delta, type_, n);
         norm(delta, x, b.ln_2, stream, normed, n);
         x = stream;
-        b.up.multiply_two(b.gate, normed, up, gate, type_, n);
-        run_rows(GateJob{up, gate, up, inner_, inner_, inner_, inner_, type_}, active_kernels().gate, n, inner_);
+        b.up.multiply_gated(b.gate, normed, up, gate, type_, n);
         b.down.multiply(up, delta, type_, n);
     }
     if (!blocks_.empty()) norm(delta, x, blocks_[0].ln_1, in.y, normed, n);  // for the sum alone

@@ -70,16 +70,14 @@ inline void write_whole_row(const float* sums, const float* bias, bf16* y, bool 
     else istore(y, line);
 }
 
-// Up to 32 sums of row m, from output `first` on, plus bias, rounded to the output's type. past_cache: whole
-// lines go to memory without being read first; the caller fences.
-inline void write_outputs(const float* sums, const float* bias, void* y, Dtype type, int64_t m, int64_t rows,
-                          int64_t first, bool past_cache) {
-    const float* b = bias ? bias + first : nullptr;
-    const int64_t at = m * rows + first, left = rows - first;
-    if (type == Dtype::f32) write_row(sums, b, static_cast<float*>(y) + at, left);
-    else if (type == Dtype::bf16 && left >= 32) write_whole_row(sums, b, static_cast<bf16*>(y) + at, past_cache);
-    else if (type == Dtype::bf16) write_row(sums, b, static_cast<bf16*>(y) + at, left);
-    else write_row(sums, b, static_cast<f16*>(y) + at, left);
+// 32 sums, or the `left` that are left of a row, plus bias, rounded to the type of y and written from element `at`
+// on. past_cache: whole lines go to memory without being read first; the caller fences.
+inline void write_outputs(const float* sums, const float* bias, void* y, Dtype type, int64_t at, int64_t left,
+                          bool past_cache) {
+    if (type == Dtype::f32) write_row(sums, bias, static_cast<float*>(y) + at, left);
+    else if (type == Dtype::bf16 && left >= 32) write_whole_row(sums, bias, static_cast<bf16*>(y) + at, past_cache);
+    else if (type == Dtype::bf16) write_row(sums, bias, static_cast<bf16*>(y) + at, left);
+    else write_row(sums, bias, static_cast<f16*>(y) + at, left);
 }
 
 }  // namespace qwenkit::amx

@@ -2,6 +2,7 @@
 #pragma once
 #include <stdexcept>
 
+#include "elementwise.h"
 #include "linear.h"
 
 namespace qwenkit {
@@ -42,8 +43,7 @@ struct AffineWeight {
         return !gather && !b.gather && layout.columns == b.layout.columns && layout.group == b.layout.group &&
                layout.groups == b.layout.groups;
     }
-    void multiply(const void* x, Dtype x_type, void* y, Dtype y_type, int64_t count, bool exact,
-                  const AffineTarget* other = nullptr) const {
+    AffineJob job(const void* x, Dtype x_type, void* y, Dtype y_type, int64_t count) const {
         AffineJob job{};
         job.layout = layout;
         job.packed = reinterpret_cast<uint8_t*>(packed);
@@ -54,7 +54,10 @@ struct AffineWeight {
         job.y = y;
         job.y_type = y_type;
         job.count = count;
-        run_affine(job, exact, other);
+        return job;
+    }
+    void multiply(const void* x, Dtype x_type, void* y, Dtype y_type, int64_t count, bool exact) const {
+        run_affine(job(x, x_type, y, y_type, count), exact);
     }
 };
 
@@ -92,15 +95,14 @@ struct Product {
         if (affine) affine->multiply(x, type, y, type, count, exact);
         else bf16->multiply(x, type, y, type, count);
     }
-    // The same x with two weights.
-    void multiply_two(const Product& b, const void* x, void* y, void* y_b, Dtype type, int64_t count) const {
-        if (affine && b.affine && exact == b.exact && affine->takes_x_like(*b.affine)) {
-            const AffineTarget other = b.affine->target(y_b);
-            affine->multiply(x, type, y, type, count, exact, &other);
-        } else {
-            multiply(x, y, type, count);
-            b.multiply(x, y_b, type, count);
-        }
+    // y = (x w^T) * silu(x gate^T); gate_y, like y, has room for one of the products.
+    void multiply_gated(const Product& gate, const void* x, void* y, void* gate_y, Dtype type, int64_t count) const {
+        if (affine && gate.affine && exact == gate.exact && affine->takes_x_like(*gate.affine))
+            return run_gated(affine->job(x, type, y, type, count), exact, gate.affine->target(gate_y));
+        multiply(x, y, type, count);
+        gate.multiply(x, gate_y, type, count);
+        const int64_t n = rows();
+        run_rows(GateJob{y, gate_y, y, n, n, n, n, type}, active_kernels().gate, count, n);
     }
 };
 
