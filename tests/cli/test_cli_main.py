@@ -52,12 +52,17 @@ def test_the_process_ends_with_its_code_after_all_threads_and_farewells(
 ) -> None:
     program = (
         "import atexit, threading, time\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
         "from qwenkit.cli.main import main\n"
         "atexit.register(print, 'farewell')\n"
         "threading.Thread(target=lambda: (time.sleep(0.2), print('thread'))).start()\n"
+        "idle = ThreadPoolExecutor(1)\n"
+        "idle.submit(print).result()\n"
         "main()\n"
     )
-    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == code
     assert done.stdout.splitlines()[-2:] == ["thread", "farewell"]
 
