@@ -50,15 +50,19 @@ def make(
         group_of_column = group_of_column[torch.randperm(columns, generator=g)]
     codes = torch.randint(0, 1 << bits, (rows, columns), generator=g, dtype=torch.uint8)
     scales = (torch.rand(groups, rows, generator=g) * 0.02 + 0.001).half()
-    points = minima = None
+    points = minima = eighths = None
     if zeros == "points":
         points = torch.randint(0, 1 << bits, (groups, rows), generator=g, dtype=torch.uint8)
+    if zeros == "eighths":
+        eighths = torch.randint(0, 129, (groups, rows), generator=g, dtype=torch.uint8)
     if zeros == "minima":
         minima = (torch.randn(groups, rows, generator=g) * 0.1).half()
     b = torch.randn(rows, generator=g) if bias else None
     scale = scales.double()[group_of_column].t()
     if minima is not None:
         value = scale * codes.double() + minima.double()[group_of_column].t()
+    elif eighths is not None:
+        value = scale * (codes.double() - eighths.double()[group_of_column].t() / 8)
     elif points is not None:
         value = scale * (codes.double() - points.double()[group_of_column].t())
         # The reference and this restatement agree: the oracle is not of our own making.
@@ -67,7 +71,14 @@ def make(
     else:
         value = scale * (codes.double() - (1 << (bits - 1)))
     weight = AffineWeight.pack(
-        codes, scales, bits=bits, group_of_column=group_of_column, zeros=points, minima=minima, bias=b
+        codes,
+        scales,
+        bits=bits,
+        group_of_column=group_of_column,
+        zeros=points,
+        minima=minima,
+        eighths=eighths,
+        bias=b,
     )
     return Case(weight, value, b, group_of_column)
 
@@ -94,8 +105,8 @@ formats = st.sampled_from(
     [
         (bits, zeros)
         for bits in (4, 8)
-        for zeros in ("none", "points", "minima")
-        if (bits, zeros) != (8, "minima")
+        for zeros in ("none", "points", "eighths", "minima")
+        if bits == 4 or zeros in ("none", "points")
     ]
 )
 sizes = st.sampled_from([32, 64, 128, None])
@@ -147,7 +158,7 @@ def test_16_bit_activations_are_exact_products(isa, shape, form, group, act_orde
 @pytest.mark.parametrize("activations", ["int8", "16bit"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    ("bits", "zeros"), [(4, "none"), (4, "points"), (4, "minima"), (8, "none"), (8, "points")]
+    ("bits", "zeros"), [(4, "none"), (4, "points"), (4, "eighths"), (4, "minima"), (8, "none"), (8, "points")]
 )
 @pytest.mark.parametrize("group", [32, 64, 128])
 def test_a_row_gives_the_same_bits_alone_and_in_a_batch(isa, bits, zeros, group, activations, dtype):

@@ -31,9 +31,12 @@ def layer(
         torch.randint(0, 1 << bits, (4, 37), generator=g, dtype=torch.uint8) if zeros == "points" else None
     )
     minima = torch.randn(4, 37, generator=g).half() if zeros == "minima" else None
+    eighths = torch.randint(0, 129, (4, 37), generator=g, dtype=torch.uint8) if zeros == "eighths" else None
     scale = scales.float()[group_of_column].t()
     if minima is not None:
         value = scale * codes.float() + minima.float()[group_of_column].t()
+    elif eighths is not None:
+        value = scale * (codes.float() - eighths.float()[group_of_column].t() / 8)
     else:
         zero = torch.tensor(float(1 << (bits - 1))) if points is None else points.float()[group_of_column].t()
         value = scale * (codes.float() - zero)
@@ -44,6 +47,7 @@ def layer(
         group_of_column=group_of_column,
         zeros=points,
         minima=minima,
+        eighths=eighths,
         bias=torch.randn(37, generator=g),
     )
     return packed, value
@@ -51,7 +55,7 @@ def layer(
 
 @pytest.mark.parametrize("act_order", [False, True])
 @pytest.mark.parametrize(
-    ("bits", "zeros"), [(4, "none"), (4, "points"), (4, "minima"), (8, "none"), (8, "points")]
+    ("bits", "zeros"), [(4, "none"), (4, "points"), (4, "eighths"), (4, "minima"), (8, "none"), (8, "points")]
 )
 def test_packing_keeps_every_value(bits, zeros, act_order):
     packed, value = layer(bits, zeros, act_order=act_order)

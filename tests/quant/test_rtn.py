@@ -35,13 +35,14 @@ def test_every_shape_has_codes_in_range_and_scales_for_every_group(rows, columns
     assert codes.scales.shape == (groups, rows)
     assert codes.scales.dtype == torch.float16
     assert int(codes.codes.max()) < 2**bits
-    assert (codes.minima is None) == (bits == 8)
+    assert codes.minima is None
+    assert (codes.eighths is None) == (bits == 8)
     for row in (0, rows - 1):
         for column in (0, columns - 1):
             g, code = column // group, float(codes.codes[row, column])
             scale = float(codes.scales[g, row])
-            low = float(codes.minima[g, row]) if codes.minima is not None else -128 * scale
-            assert float(codes.dequantize()[row, column]) == pytest.approx(scale * code + low, abs=1e-6)
+            zero = float(codes.eighths[g, row]) / 8 if codes.eighths is not None else 128
+            assert float(codes.dequantize()[row, column]) == pytest.approx(scale * (code - zero), abs=1e-6)
 
 
 @given(st.integers(1, 300), st.integers(0, 100))
@@ -84,6 +85,15 @@ def test_constant_groups_stay_constant(bits, value):
     got = round_to_nearest(w, bits).dequantize()
     assert torch.isfinite(got).all()
     torch.testing.assert_close(got, w, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_a_group_of_one_sign_keeps_its_zero_in_range(sign):
+    w = sign * (weight(9, 256).abs() + 0.5)
+    codes = round_to_nearest(w, 4)
+    assert int(codes.eighths.max()) <= 128
+    step = float(w.abs().max()) / 15
+    assert ((codes.dequantize() - w).abs() <= 0.57 * step).all()  # half a step, and a zero off by a sixteenth
 
 
 def test_one_outlier_does_not_disturb_other_groups():

@@ -106,7 +106,7 @@ def random_floats(shape: tuple[int, ...], dtype: torch.dtype = torch.bfloat16, s
 
 
 def random_codes(rows: int, columns: int, bits: int) -> AffineCodes:
-    """In the form that rounding a checkpoint gives: 4 bits with a minimum a group, 8 bits around zero."""
+    """In the form that rounding a checkpoint gives: 4 bits with a zero a group, 8 bits around the middle."""
     generator = torch.Generator().manual_seed(bits)
     block = torch.randint(0, 1 << bits, (_BLOCK,), generator=generator, dtype=torch.uint8)
     count = rows * columns
@@ -114,8 +114,8 @@ def random_codes(rows: int, columns: int, bits: int) -> AffineCodes:
     half = 1 << (bits - 1)
     scale = _STD * 2 / half
     scales = torch.full((-(-columns // GROUP), rows), scale, dtype=torch.float16)
-    minima = (scales * (0.5 - half)).half() if bits == 4 else None
-    return AffineCodes(codes, scales, minima, bits, GROUP)
+    eighths = torch.full(scales.shape, 60, dtype=torch.uint8) if bits == 4 else None
+    return AffineCodes(codes, scales, None, bits, GROUP, eighths)
 
 
 def byte_tokenizer(rows: int) -> Tokenizer:

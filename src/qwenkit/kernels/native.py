@@ -257,25 +257,29 @@ class AffineWeight:
         group_of_column: Tensor,
         zeros: Tensor | None = None,
         minima: Tensor | None = None,
+        eighths: Tensor | None = None,
         bias: Tensor | None = None,
     ) -> AffineWeight:
         """Lay a weight out for the kernels; no value changes.
 
         codes: uint8 [out, in], one code a byte; scales: [groups, out], exact in float16;
-        w = scale * (code - zero) with zeros uint8 [groups, out], or w = scale * code + minimum with minima
-        [groups, out] exact in float16 (4 bits only), or zero 8 / 128 where neither is given.
+        w = scale * (code - zero) with zeros uint8 [groups, out]; or, of 4 bits, w = scale * (code - eighth / 8)
+        with eighths uint8 [groups, out] up to 128, or w = scale * code + minimum with minima [groups, out]
+        exact in float16; or zero 8 / 128 where none is given.
         group_of_column: int [in]; bias: [out] or None.
         """
         out, columns = codes.shape
-        if zeros is not None and minima is not None:
-            raise UnsupportedError("A weight has zero points or minima, not both.")
+        if sum(plane is not None for plane in (zeros, minima, eighths)) > 1:
+            raise UnsupportedError("A weight has one of zero points, eighths and minima.")
+        if eighths is not None and (bits != 4 or int(eighths.max()) > 128):
+            raise UnsupportedError("Zeros in eighths of a step go with 4-bit codes and are 0 to 128.")
         if group_of_column.shape != (columns,):
             raise UnsupportedError(
                 f"group_of_column has shape {tuple(group_of_column.shape)}, not ({columns},)."
             )
         size, group_map, gather = arrange_groups(group_of_column)
         source = int(group_map.max()) + 1
-        for name, plane in (("scales", scales), ("zeros", zeros), ("minima", minima)):
+        for name, plane in (("scales", scales), ("zeros", zeros), ("minima", minima), ("eighths", eighths)):
             if plane is not None and (plane.shape[1] != out or plane.shape[0] < source):
                 raise UnsupportedError(f"{name} have shape {tuple(plane.shape)}, not ({source}, {out}).")
         if int(codes.max()) >= 1 << bits:
@@ -283,14 +287,17 @@ class AffineWeight:
         middle = 1 << (bits - 1)
         if zeros is not None and bool((zeros == middle).all()):
             zeros = None
+        if zeros is not None and bits == 4:
+            zeros, eighths = None, zeros * 8
         kind: Literal["none", "points", "minima"] = (
-            "points" if zeros is not None else "minima" if minima is not None else "none"
+            "minima" if minima is not None else "none" if zeros is eighths is None else "points"
         )
         shape = AffineShape(out, columns, bits, size, group_map.numel(), kind)
         weight = cls(shape, huge(shape.nbytes), gather, bias)
         codes = _require(codes, "The codes", dtype=torch.uint8)
         half = exact_half(_require(scales, "The scales"), "Scales")
-        points = None if zeros is None else _require(zeros, "The zeros", dtype=torch.uint8)
+        planes = zeros if eighths is None else eighths
+        points = None if planes is None else _require(planes, "The zeros", dtype=torch.uint8)
         low = None if minima is None else exact_half(_require(minima, "The minima"), "Minima")
         weight.native.pack(
             codes.data_ptr(),

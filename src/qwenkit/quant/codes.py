@@ -16,8 +16,9 @@ class AffineCodes:
     """A weight [out, in]: w = scale * (code - zero), or scale * code + minimum, for each group of inputs.
 
     codes: uint8 [out, in], one a byte, below 2^bits; group: inputs that share a scale, the last group of a
-    row may be shorter; scales: float16 [groups, out]; minima: float16 [groups, out], or None where the zero
-    is the middle code, 2^(bits - 1).
+    row may be shorter; scales: float16 [groups, out]; minima: float16 [groups, out]; eighths: uint8
+    [groups, out], zeros of 4-bit codes in eighths of a step, up to 128. With neither the zero is the middle
+    code, 2^(bits - 1).
     """
 
     codes: Tensor
@@ -25,6 +26,7 @@ class AffineCodes:
     minima: Tensor | None
     bits: int
     group: int
+    eighths: Tensor | None = None
 
     @property
     def group_of_column(self) -> Tensor:
@@ -35,19 +37,24 @@ class AffineCodes:
         """The weight [out, in], computed in float32."""
         group = self.group_of_column.long()
         scale = self.scales.float().t()[:, group]
+        if self.eighths is not None:
+            return ((self.codes.float() - self.eighths.float().t()[:, group] / 8) * scale).to(dtype)
         if self.minima is None:
             return ((self.codes.float() - (1 << (self.bits - 1))) * scale).to(dtype)
         return (self.codes.float() * scale + self.minima.float().t()[:, group]).to(dtype)
 
     def rows(self, order: Tensor) -> AffineCodes:
         """The rows `order` [n], in that order."""
-        minima = None if self.minima is None else self.minima[:, order]
-        return AffineCodes(self.codes[order], self.scales[:, order], minima, self.bits, self.group)
+        minima, eighths = (None if p is None else p[:, order] for p in (self.minima, self.eighths))
+        return AffineCodes(self.codes[order], self.scales[:, order], minima, self.bits, self.group, eighths)
 
     def stacks_with(self, other: AffineCodes) -> bool:
         """Whether the rows of both can be those of one weight."""
-        form = (self.bits, self.group, self.minima is None, self.codes.shape[1])
-        return form == (other.bits, other.group, other.minima is None, other.codes.shape[1])
+        return self._form == other._form
+
+    @property
+    def _form(self) -> tuple[object, ...]:
+        return (self.bits, self.group, self.minima is None, self.eighths is None, self.codes.shape[1])
 
     @classmethod
     def stack(cls, parts: Sequence[AffineCodes]) -> AffineCodes:
@@ -56,10 +63,12 @@ class AffineCodes:
         if not all(first.stacks_with(part) for part in parts):
             raise UnsupportedError("Weights of different forms cannot be rows of one.")
         minima = [part.minima for part in parts if part.minima is not None]
+        eighths = [part.eighths for part in parts if part.eighths is not None]
         return cls(
             torch.cat([part.codes for part in parts]),
             torch.cat([part.scales for part in parts], dim=1),
             torch.cat(minima, dim=1) if minima else None,
             first.bits,
             first.group,
+            torch.cat(eighths, dim=1) if eighths else None,
         )

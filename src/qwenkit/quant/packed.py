@@ -83,15 +83,22 @@ class PackedLinear(_Packed):
         group_of_column: Tensor,
         zeros: Tensor | None = None,
         minima: Tensor | None = None,
+        eighths: Tensor | None = None,
         bias: Tensor | None = None,
         activations: Activations = "int8",
     ) -> PackedLinear:
-        """Pack codes uint8 [out, in] (one a byte), scales, zeros and minima [groups, out]; no value changes.
+        """Pack codes uint8 [out, in] (one a byte), scales and zeros [groups, out]; no value changes.
 
         Arguments as in AffineWeight.pack; raises UnsupportedError where float16 cannot hold a scale.
         """
         weight = AffineWeight.pack(
-            codes, scales, bits=bits, group_of_column=group_of_column, zeros=zeros, minima=minima
+            codes,
+            scales,
+            bits=bits,
+            group_of_column=group_of_column,
+            zeros=zeros,
+            minima=minima,
+            eighths=eighths,
         )
         layer = cls(weight.shape, weight.packed, weight.gather, bias, activations)
         layer._weight = weight if bias is None else None
@@ -108,6 +115,7 @@ class PackedLinear(_Packed):
             bits=weight.bits,
             group_of_column=weight.group_of_column,
             minima=weight.minima,
+            eighths=weight.eighths,
             bias=bias,
             activations=activations,
         )
@@ -163,7 +171,7 @@ class PackedLinear(_Packed):
         if s.zeros == "minima":
             w = scale * codes.float() + plane(tail[..., 32:].contiguous().view(torch.float16))
         elif s.zeros == "points":
-            w = scale * (codes.float() - plane(tail[..., 32:]))
+            w = scale * (codes.float() - plane(tail[..., 32:]) / (8 if s.bits == 4 else 1))
         else:
             w = scale * (codes.float() - (1 << (s.bits - 1)))
         w = w.flatten(1)[: s.rows]

@@ -1,10 +1,11 @@
 """Rounding a weight to 4 or 8 bits with no data but the weight itself, quickly enough to do at every load.
 
 8 bits: symmetric, the scale is the largest magnitude of the group over 127; at this width nothing else pays.
-4 bits: a scale and a minimum a group. The range is tried whole and shrunk by several factors, codes are
+4 bits: a scale and a zero a group. The range is tried whole and shrunk by several factors, codes are
 rounded for each, and the scale and minimum that fit those codes best (least squares) are compared by the
 squared error they leave, which the sums of that fit give without another pass. Measured on real weights, the
-error falls from 11 % (symmetric, whole range) to 9.4 %; zero points instead of minima leave 9.6 to 10.7 %.
+error falls from 11 % (symmetric, whole range) to 9.4 %; whole zero points instead of minima leave 9.6 to
+10.7 %. Zeros in eighths of a step lose next to nothing to minima and let the kernels multiply integers alone.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def round_to_nearest(weight: Tensor, bits: int, group: int = GROUP) -> AffineCod
     groups = -(-columns // group)
     codes = np.empty((rows, columns), np.uint8)
     scales = np.empty((rows, groups), np.float16)
-    minima = np.empty((rows, groups), np.float16) if bits == 4 else None
+    eighths = np.empty((rows, groups), np.uint8) if bits == 4 else None
     whole = columns // group * group
     step = max(1, _CHUNK // columns)
 
@@ -57,26 +58,26 @@ def round_to_nearest(weight: Tensor, bits: int, group: int = GROUP) -> AffineCod
             width = min(group, columns_of.stop - columns_of.start)
             x_groups = np.ascontiguousarray(x[:, columns_of]).reshape(-1, width)
             out = codes[part, columns_of]
-            if minima is None:
+            if eighths is None:
                 q, scale = _eight_bits(x_groups)
             else:
-                q, scale, low = _four_bits(x_groups)
-                minima[part, groups_of] = low.reshape(len(x), -1)
+                q, scale, zero = _four_bits(x_groups)
+                eighths[part, groups_of] = zero.reshape(len(x), -1)
             out[...] = q.reshape(out.shape)
             scales[part, groups_of] = scale.reshape(len(x), -1)
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         for _ in threads.map(fill, range(0, rows, step)):
             pass
-    for values in (scales, minima):
-        if values is not None and not np.isfinite(values).all():
-            raise UnsupportedError("A weight is too large for float16 scales.", "Keep it in 16 bits.")
+    if not np.isfinite(scales).all():
+        raise UnsupportedError("A weight is too large for float16 scales.", "Keep it in 16 bits.")
     return AffineCodes(
         torch.from_numpy(codes),
         torch.from_numpy(np.ascontiguousarray(scales.T)),
-        None if minima is None else torch.from_numpy(np.ascontiguousarray(minima.T)),
+        None,
         bits,
         group,
+        None if eighths is None else torch.from_numpy(np.ascontiguousarray(eighths.T)),
     )
 
 
@@ -92,7 +93,7 @@ def _eight_bits(x: Floats) -> tuple[Floats, Floats]:
 
 
 def _four_bits(x: Floats) -> tuple[Floats, Floats, Floats]:
-    """x [n, width] -> codes 0 ... 15 [n, width], scales and minima [n, 1]."""
+    """x [n, width] -> codes 0 ... 15 [n, width], scales and zeros in eighths of a step [n, 1]."""
     low, high = -_largest(-x), _largest(x)
     sum_x = _sum(x)
     q = np.empty_like(x)
@@ -108,9 +109,14 @@ def _four_bits(x: Floats) -> tuple[Floats, Floats, Floats]:
     for _ in range(_REFITS):  # the fit of the winner moved the boundaries of its codes
         _round(x, scale, minimum, q)
         scale, minimum, _ = _fit(x, sum_x, q)
-    scale, minimum = _half(scale), _half(minimum)
-    _round(x, scale, minimum, q)
-    return q, scale, minimum
+    # A zero beyond the codes, where all of a group has one sign, needs a range that starts or ends at zero.
+    low, high = np.minimum(low, 0), np.maximum(high, 0)
+    outside = (minimum > 0) | (minimum < -16 * scale)
+    scale = _half(np.where(outside, (high - low) * np.float32(1 / 15), scale))
+    minimum = np.where(outside, low, minimum)
+    eighths = np.clip(np.rint(minimum * (-8 / np.maximum(scale, _TINY))), 0, 128)
+    _round(x, scale, scale * eighths * np.float32(-1 / 8), q)
+    return q, scale, eighths
 
 
 def _round(x: Floats, scale: Floats, minimum: Floats, out: Floats) -> None:

@@ -6,7 +6,8 @@
 //           4 bits: the low nibbles of line j are line 2 j of the 8-bit form, the high nibbles line 2 j + 1.
 //   scales  16 fp16
 //   zeros   nothing (the zero is 8 or 128), 16 uint8 zero points, or 16 fp16 minima
-// so that w = scale * (code - zero), or w = scale * code + minimum. Missing rows and columns have scale 0
+// so that w = scale * (code - zero), or w = scale * code + minimum. The zero points of 4-bit codes count eighths of
+// a step, 0 to 128: 8 code - point still fits a signed byte, so kernels multiply that and an eighth of the scale. Missing rows and columns have scale 0
 // or meet activations that are 0.
 #pragma once
 #include <cstddef>
@@ -15,6 +16,8 @@
 #include "dtype.h"
 
 namespace qwenkit {
+
+constexpr float eighth = 0.125f;
 
 constexpr int64_t slab_groups = 2;  // groups of columns whose x shares a scale; they add up before it is applied
 
@@ -30,6 +33,7 @@ struct AffineLayout {
     AffineLayout() = default;
     AffineLayout(int64_t rows, int64_t columns, int64_t group, int bits, Zeros zeros);  // throws invalid_argument
     int64_t padded_columns() const { return groups * group; }
+    bool eighths() const { return bits == 4 && zeros == Zeros::points; }
     int64_t slabs() const { return (groups + slab_groups - 1) / slab_groups; }
 };
 

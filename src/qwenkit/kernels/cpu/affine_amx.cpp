@@ -175,7 +175,8 @@ template <Product P, int HALVES, int STEPS, bool MINIMA, bool PRODUCTS>
 }
 
 void load_tail(const AffineLayout& w, const uint8_t* tail, int64_t at, Tails& to) {
-    _mm512_store_ps(to.scale + at, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)tail)));
+    const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)tail));
+    _mm512_store_ps(to.scale + at, w.eighths() ? _mm512_mul_ps(scale, _mm512_set1_ps(eighth)) : scale);
     if (w.zeros == Zeros::points)
         _mm512_store_si512(to.point + at, _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)(tail + 32))));
     if (w.zeros == Zeros::minima)

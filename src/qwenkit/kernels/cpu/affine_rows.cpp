@@ -52,6 +52,7 @@ void blocks_int8(const AffineJob& job, int64_t m, int64_t block) {
     constexpr int chains = BITS == 4 && S * R * parts <= 8 ? 2 : 1;
     constexpr int middle = BITS == 4 ? 8 : 128, shift = BITS == 8 ? code8_shift : 0;
     constexpr int columns = BITS == 4 ? 8 : 4;  // of a line
+    constexpr bool eighths = BITS == 4 && Z == Zeros::points;
     const AffineLayout& w = job.layout;
     const int64_t lines = w.code_bytes / 64, groups = w.groups, apart = w.block_bytes, padded = w.padded_columns();
     const uint8_t* p = job.packed + block * apart;
@@ -92,13 +93,16 @@ void blocks_int8(const AffineJob& job, int64_t m, int64_t block) {
             const uint8_t* tail = p + s * apart + w.code_bytes;
             _mm_prefetch(reinterpret_cast<const char*>(tail) + prefetch_ahead, _MM_HINT_T0);
             for (int h = 0; h < parts; h++) {
-                const V scale = load(reinterpret_cast<const f16*>(tail) + h * lanes);
+                V scale = load(reinterpret_cast<const f16*>(tail) + h * lanes);
+                if constexpr (eighths) scale = mul(scale, set(eighth));
                 for (int r = 0; r < R; r++) {
                     const int64_t at = (m + r) * groups + g;
                     I d = dot[s][r][h][0];
                     if constexpr (chains == 2) d = iadd(d, dot[s][r][h][1]);
                     if constexpr (Z == Zeros::none) {
                         if constexpr (middle != shift) d = iadd(d, iset((shift - middle) * job.sums[at]));
+                    } else if constexpr (eighths) {
+                        d = isub(left<3>(d), imul(widen(tail + 32 + h * lanes), iset(job.sums[at])));
                     } else if constexpr (Z == Zeros::points) {
                         d = isub(d, imul(isub(widen(tail + 32 + h * lanes), iset(shift)), iset(job.sums[at])));
                     }
@@ -124,6 +128,7 @@ void blocks_int8(const AffineJob& job, int64_t m, int64_t block) {
 // 16-bit mode without tiles: codes widened to float, products of the unrounded activations.
 template <int R, int BITS, Zeros Z>
 void block_exact(const AffineJob& job, int64_t m, int64_t block) {
+    constexpr bool eighths = BITS == 4 && Z == Zeros::points;
     const AffineLayout& w = job.layout;
     const uint8_t* p = job.packed + block * w.block_bytes;
     const int64_t lines = w.code_bytes / 64, groups = w.groups, padded = w.padded_columns();
@@ -141,7 +146,9 @@ void block_exact(const AffineJob& job, int64_t m, int64_t block) {
             if constexpr (Z == Zeros::minima) point = izero();
             auto four_columns = [&](I v, int64_t k) {
                 auto one = [&](I code, int i) {
-                    const V q = to_float(isub(iand(code, iset(255)), point));
+                    code = iand(code, iset(255));
+                    if constexpr (eighths) code = left<3>(code);
+                    const V q = to_float(isub(code, point));
                     for (int r = 0; r < R; r++) dot[r][i & 1] = fma(q, set(x[r * padded + k + i]), dot[r][i & 1]);
                 };
                 one(v, 0);
@@ -160,7 +167,8 @@ void block_exact(const AffineJob& job, int64_t m, int64_t block) {
                     four_columns(v, line * 4);
                 }
             }
-            const V scale = load(reinterpret_cast<const f16*>(tail) + h * lanes);
+            V scale = load(reinterpret_cast<const f16*>(tail) + h * lanes);
+            if constexpr (eighths) scale = mul(scale, set(eighth));
             for (int r = 0; r < R; r++) {
                 acc[r][h] = fma(scale, add(dot[r][0], dot[r][1]), acc[r][h]);
                 if constexpr (Z == Zeros::minima)

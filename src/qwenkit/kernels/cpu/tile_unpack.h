@@ -11,7 +11,8 @@ constexpr int prefetch_ahead = 2048;
 // One group of one block as int8 tiles of LINES lines; the other block's tiles lie between them.
 template <int BITS, Zeros Z, int LINES>
 void unpack_int8(const uint8_t* p, int64_t code_bytes, int8_t* out) {
-    const __m512i low = _mm512_set1_epi8(15);
+    constexpr bool eighths = BITS == 4 && Z == Zeros::points;
+    const __m512i low = _mm512_set1_epi8(eighths ? 15 << 3 : 15);
     __m512i zero = _mm512_setzero_si512();
     if constexpr (Z == Zeros::none) zero = _mm512_set1_epi8(BITS == 4 ? 8 : char(128));
     if constexpr (Z == Zeros::points && BITS == 4) {
@@ -24,8 +25,10 @@ void unpack_int8(const uint8_t* p, int64_t code_bytes, int8_t* out) {
             _mm_prefetch(reinterpret_cast<const char*>(p) + prefetch_ahead, _MM_HINT_T0);
             const __m512i v = _mm512_loadu_si512(p);
             if constexpr (BITS == 4) {
-                _mm512_store_si512(out, _mm512_sub_epi8(_mm512_and_si512(v, low), zero));
-                _mm512_store_si512(out + 64, _mm512_sub_epi8(_mm512_and_si512(_mm512_srli_epi16(v, 4), low), zero));
+                const __m512i even = eighths ? _mm512_slli_epi16(v, 3) : v;
+                const __m512i odd = _mm512_srli_epi16(v, eighths ? 1 : 4);
+                _mm512_store_si512(out, _mm512_sub_epi8(_mm512_and_si512(even, low), zero));
+                _mm512_store_si512(out + 64, _mm512_sub_epi8(_mm512_and_si512(odd, low), zero));
             } else {
                 _mm512_store_si512(out, _mm512_sub_epi8(v, zero));
             }
@@ -41,7 +44,9 @@ void unpack_halves(const uint8_t* p, int64_t code_bytes, int8_t* out) {
     if constexpr (Z == Zeros::points)
         point = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)(p + code_bytes + 32)));
     auto value = [&](__m512i code) {
-        return _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_and_si512(code, byte), point)));
+        code = _mm512_and_si512(code, byte);
+        if constexpr (BITS == 4 && Z == Zeros::points) code = _mm512_slli_epi32(code, 3);
+        return _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_sub_epi32(code, point)));
     };
     auto put = [&](__m512i even, __m512i odd) {
         const __m512i pair = _mm512_or_si512(_mm512_srli_epi32(value(even), 16), _mm512_and_si512(value(odd), top));
