@@ -263,9 +263,9 @@ class AffineWeight:
         """Lay a weight out for the kernels; no value changes.
 
         codes: uint8 [out, in], one code a byte; scales: [groups, out], exact in float16;
-        w = scale * (code - zero) with zeros uint8 [groups, out]; or of 4 bits, w = scale * (code - eighth / 8)
-        with eighths uint8 [groups, out] up to 128, or w = scale * code + minimum with minima [groups, out]
-        exact in float16; or zero 8 / 128 where none is given.
+        w = scale * (code - zero) with zeros uint8 [groups, out], or zero 8 / 128 where none is given.
+        Of 4 bits also w = scale * (code - eighth / 8) with eighths uint8 [groups, out] up to 128,
+        and w = scale * code + minimum with minima [groups, out] exact in float16.
         group_of_column: int [in]; bias: [out] or None.
         """
         out, columns = codes.shape
