@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import secrets
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -157,7 +158,10 @@ def _fingerprint(path: Path) -> str:
 def _random(name: str, shape: tuple[int, ...]) -> Tensor:
     if name.endswith("bias"):
         return torch.zeros(shape, dtype=torch.bfloat16)
-    return torch.ones(shape, dtype=torch.bfloat16) if len(shape) == 1 else random_floats(shape)
+    if len(shape) == 1:
+        return torch.ones(shape, dtype=torch.bfloat16)
+    # Numbers of its own: a converter keeps equal tensors once, and its engine would then read them once.
+    return random_floats(shape, seed=zlib.crc32(name.encode()))
 
 
 def _gptq_tensors(config: ModelConfig) -> Iterator[PlannedTensor]:
