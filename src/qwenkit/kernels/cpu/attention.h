@@ -61,12 +61,13 @@ struct KeepTask {  // tokens of a row, from `first` up to `last` counted in the 
 };
 
 // Queries of a row that share a key head, numbered token by token, heads of the group within. `part`: where
-// sums of its one segment go, if another task combines them; else null, and the result is written.
+// sums of its segments go, if another task combines them; else null, and the result is written.
 struct AttendTask {
     int32_t row, head, first, count;
     int32_t first_segment, last_segment;  // last: one past
     int32_t keep;  // the KeepTask to carry out first, or -1
     float* part;
+    bool cold;  // no task before it reads the same
 };
 
 struct PagedJob {

@@ -11,13 +11,36 @@ namespace {
 
 using namespace QWENKIT_LANES;
 
-// Two 16-query halves by two 16-column tiles, or one half by four.
 inline void zero_sums() {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
 }
+
+// Units that are needed later, asked for in small portions.
+class Ahead {
+  public:
+    Ahead(const Queries& q, int64_t number, bool wanted) : bytes_(q.job.layout.head_bytes()) {
+        const int64_t end = (q.position(q.task.count - 1) + unit_tokens) / unit_tokens, first = number * segment_units;
+        for (int64_t u = first; wanted && u < end && u < first + segment_units; u++)
+            units_[count_++] = q.job.unit(q.task.row, q.task.head, u).at;
+    }
+    int64_t lines() const { return count_ * bytes_ / 64; }
+    void take(int64_t lines) {
+        if (unit_ == count_) return;
+        const char* at = units_[unit_] + taken_;
+        for (int64_t i = 0; i < lines; i++) _mm_prefetch(at + i * 64, _MM_HINT_T1);
+        taken_ += lines * 64;
+        if (taken_ < bytes_) return;
+        taken_ = 0;
+        unit_++;
+    }
+
+  private:
+    const char* units_[segment_units];
+    int64_t bytes_, count_ = 0, unit_ = 0, taken_ = 0;
+};
 
 class TileTask {
   public:
@@ -26,6 +49,7 @@ class TileTask {
           config_(task.count < 16 ? int(task.count) : 16, 64),
           channels_(job.layout.channels()),
           count_(task.count),
+          late_(count_ <= most_queries && job.layout.format != KvFormat::plain),
           scratch_(memory),
           positions_(scratch_.take<int32_t>(round_up(count_, most_queries))),
           queries_(scratch_.take<uint16_t>(round_up(count_, most_queries) * channels_)),
@@ -44,9 +68,15 @@ class TileTask {
         if (!q_.task.part) clear(total_, count_, channels_);
         for (int64_t number = q_.task.first_segment; number < q_.task.last_segment; number++) {
             const Segment segment(q_, number, spare_);
-            find_tiles(segment);
             if (!q_.task.part && number + 1 == q_.task.last_segment)
                 for (int64_t i = 0; i < count_; i++) fetch_to_write(q_.result<bf16>(i), q_.job.layout.head_dim);
+            Ahead ahead(q_, number + 1, q_.task.cold);
+            // A step is a pair of products, or a tile that is widened.
+            const int64_t units = segment.last - segment.first, groups = round_up(count_, most_queries) / most_queries;
+            const int64_t steps = units * channels_ / 16 * (late_ ? 2 : segment.scaled ? groups + 2 : groups);
+            portion_ = (ahead.lines() + steps - 1) / steps;
+            ahead_ = &ahead;
+            find_tiles(segment);
             for (int64_t i = 0; i < count_; i += most_queries) attend(segment, i);
         }
         if (!q_.task.part) finish<bf16>(q_, total_);
@@ -76,48 +106,61 @@ class TileTask {
         }
     }
 
-    // Keys and values of a segment as bf16; codes are exact in it.
+    // Keys and values of a segment as bf16, or as codes that become it late.
     void find_tiles(const Segment& s) {
-        const int64_t cells = channels_ * unit_tokens;
+        const int64_t cells = channels_ * unit_tokens, tiles = channels_ / 16;
+        const bool widen = s.scaled && !late_;
         for (int64_t u = s.first; u < s.last; u++) {
-            if (s.scaled) {
-                uint16_t *keys = room_ + u * cells, *values = keys + segment_units * cells;
-                const char* next = u + 1 < s.last ? s.keys[u + 1] : s.keys[u];
-                widen_tiles(s.keys[u], keys, cells, next);
-                widen_tiles(s.values[u], values, cells, next + cells);
-                keys_[u] = keys;
-                values_[u] = values;
-            } else {
-                keys_[u] = reinterpret_cast<const uint16_t*>(s.keys[u]);
-                values_[u] = reinterpret_cast<const uint16_t*>(s.values[u]);
-            }
+            uint16_t* room = room_ + u * cells;
+            keys_[u] = widen ? widened(s.keys[u], tiles, room) : reinterpret_cast<const uint16_t*>(s.keys[u]);
+            room += segment_units * cells;
+            values_[u] = widen ? widened(s.values[u], tiles, room) : reinterpret_cast<const uint16_t*>(s.values[u]);
         }
+    }
+    const uint16_t* widened(const void* codes, int64_t tiles, uint16_t* room) const {
+        for (int64_t i = 0; i < tiles; i++) {
+            ahead_->take(portion_);
+            widen_tile(static_cast<const char*>(codes) + i * tile_cells, room + i * tile_cells);
+        }
+        return room;
+    }
+    // Tiles of a unit that are multiplied after the next one's were asked for: what was just stored is not yet to
+    // be had as a tile.
+    const uint16_t* tiles_of(const uint16_t* unit, int64_t first, int64_t count, int64_t u) const {
+        if (!late_) return unit + first * tile_cells;
+        return widened(reinterpret_cast<const char*>(unit) + first * tile_cells, count,
+                       room_ + u % 2 * channels_ * unit_tokens);
+    }
+
+    // What queries first to first + 31 see of a segment; no units, if nothing.
+    Seen see(const Segment& s, int64_t first) const {
+        const int64_t count = count_ - first < most_queries ? count_ - first : most_queries;
+        const int64_t oldest = q_.job.window ? positions_[first] + 1 - q_.job.window - s.begin : 0;
+        const int64_t newest = positions_[first + count - 1] - s.begin;
+        Seen seen{first, count, s.first, newest < 0 ? 0 : newest / unit_tokens + 1};
+        if (seen.last > s.last) seen.last = s.last;
+        if (oldest > 0 && oldest / unit_tokens > seen.first) seen.first = oldest / unit_tokens;
+        if (seen.first > seen.last) seen.first = seen.last;
+        return seen;
     }
 
     // Queries first to first + 31 and what they see of a segment.
     void attend(const Segment& s, int64_t first) {
-        const int64_t count = count_ - first < most_queries ? count_ - first : most_queries;
-        const int64_t newest = positions_[first + count - 1] - s.begin, window = q_.job.window;
-        Seen seen{first, count, s.first, newest / unit_tokens + 1};
-        if (seen.last > s.last) seen.last = s.last;
-        if (window && (positions_[first] + 1 - window - s.begin) / unit_tokens > seen.first)
-            seen.first = (positions_[first] + 1 - window - s.begin) / unit_tokens;
-        if (newest < 0 || seen.first >= seen.last) {
-            if (q_.task.part) nothing(first, count);
+        const Seen seen = see(s, first);
+        if (seen.first == seen.last) {
+            if (q_.task.part) nothing(part_of(s.number, first), seen.count);
             return;
         }
-        const Weigher weigher{s, seen, scores_, positions_ + first, query_sums_ + first, window, scale()};
-        if (count > 16) {
-            multiply_keys<2>(seen);
-            weigher.run(own_);
-            multiply_values<2>(seen);
-        } else {
-            multiply_keys<1>(seen);
-            weigher.run(own_);
-            multiply_values<1>(seen);
-        }
-        if (q_.task.part) give(own_, part_of(first), count, channels_);
-        else fold(own_, total_of(first), count, channels_);
+        const Weigher weigher{s, seen, scores_, positions_ + first, query_sums_ + first, q_.job.window, scale()};
+        seen.count > 16 ? multiply_keys<2>(seen) : multiply_keys<1>(seen);
+        weigher.run(own_);
+        int64_t c = 0;
+        if (seen.count > 16)
+            for (; c < channels_; c += 32) multiply_values<2, 2>(seen, c);
+        for (; c + 64 <= channels_; c += 64) multiply_values<1, 4>(seen, c);
+        for (; c < channels_; c += 32) multiply_values<1, 2>(seen, c);
+        if (q_.task.part) give(own_, part_of(s.number, first), seen.count, channels_);
+        else fold(own_, total_of(first), seen.count, channels_);
     }
 
     float scale() const { return 1.44269504f / __builtin_sqrtf(float(q_.job.layout.head_dim)); }
@@ -130,9 +173,8 @@ class TileTask {
         return part;
     }
     Part total_of(int64_t first) const { return view(total_, first); }
-    Part part_of(int64_t first) const { return view(Part(q_.task.part, count_, channels_), first); }
-    void nothing(int64_t first, int64_t count) const {
-        const Part part = part_of(first);
+    Part part_of(int64_t segment, int64_t first) const { return view(Part(q_.task.part + (segment - q_.task.first_segment) * q_.job.part_floats(count_), count_, channels_), first); }
+    void nothing(const Part& part, int64_t count) const {
         clear(part, count, channels_);
         for (int64_t i = 0; i < count; i++) part.offsets[i] = 0;
     }
@@ -140,10 +182,14 @@ class TileTask {
     // HALVES of 16 queries by the 32 keys of each unit.
     template <int HALVES>
     void multiply_keys(const Seen& seen) const {
+        const int64_t tiles = channels_ / 16;
+        const uint16_t* next = tiles_of(keys_[seen.first], 0, tiles, seen.first);
         for (int64_t u = seen.first; u < seen.last; u++) {
-            const uint16_t *x = queries_ + seen.query * channels_, *keys = keys_[u];
+            const uint16_t *x = queries_ + seen.query * channels_, *keys = next;
+            if (u + 1 < seen.last) next = tiles_of(keys_[u + 1], 0, tiles, u + 1);
             zero_sums();
             for (int64_t c = 0; c < channels_; c += 32, x += tile_cells, keys += 2 * tile_cells) {
+                if (!late_) ahead_->take(portion_);
                 _tile_loadd(4, x, 64);
                 _tile_stream_loadd(6, keys, 64);
                 _tile_dpbf16ps(0, 4, 6);
@@ -165,38 +211,52 @@ class TileTask {
         }
     }
 
-    template <int HALVES>
-    void multiply_values(const Seen& seen) const {
-        const int64_t row = channels_ * 4;
-        for (int64_t c = 0; c < channels_; c += 32) {
-            zero_sums();
-            for (int64_t u = seen.first; u < seen.last; u++) {
-                const uint16_t* values = values_[u] + c * 32;
-                const float* x = scores_ + u * 16;  // weights in place of scores
-                _tile_loadd(4, x, score_row * 4);
-                _tile_stream_loadd(6, values, 64);
-                _tile_dpbf16ps(0, 4, 6);
-                _tile_stream_loadd(7, values + tile_cells, 64);
-                _tile_dpbf16ps(1, 4, 7);
-                if constexpr (HALVES == 2) {
-                    _tile_loadd(5, x + 16 * score_row, score_row * 4);
-                    _tile_dpbf16ps(2, 5, 6);
-                    _tile_dpbf16ps(3, 5, 7);
-                }
-            }
-            float* y = own_.outputs + c;
-            _tile_stored(0, y, row);
-            _tile_stored(1, y + 16, row);
+    // By COLUMNS tiles of the values of each unit, from channel c on.
+    template <int HALVES, int COLUMNS>
+    void multiply_values(const Seen& seen, int64_t c) const {
+        static_assert(HALVES * COLUMNS <= 4);
+        const uint16_t* next = tiles_of(values_[seen.first], c / 16, COLUMNS, seen.first);
+        zero_sums();
+        for (int64_t u = seen.first; u < seen.last; u++) {
+            const uint16_t* values = next;
+            if (u + 1 < seen.last) next = tiles_of(values_[u + 1], c / 16, COLUMNS, u + 1);
+            if (!late_) ahead_->take(portion_ * COLUMNS / 2);
+            const float* x = scores_ + u * 16;  // weights in place of scores
+            _tile_loadd(4, x, score_row * 4);
+            _tile_stream_loadd(6, values, 64);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_stream_loadd(7, values + tile_cells, 64);
+            _tile_dpbf16ps(1, 4, 7);
             if constexpr (HALVES == 2) {
-                _tile_stored(2, y + 16 * channels_, row);
-                _tile_stored(3, y + 16 * channels_ + 16, row);
+                _tile_loadd(5, x + 16 * score_row, score_row * 4);
+                _tile_dpbf16ps(2, 5, 6);
+                _tile_dpbf16ps(3, 5, 7);
             }
+            if constexpr (COLUMNS == 4) {
+                _tile_stream_loadd(6, values + 2 * tile_cells, 64);
+                _tile_dpbf16ps(2, 4, 6);
+                _tile_stream_loadd(7, values + 3 * tile_cells, 64);
+                _tile_dpbf16ps(3, 4, 7);
+            }
+        }
+        const int64_t row = channels_ * 4;
+        float* y = own_.outputs + c;
+        _tile_stored(0, y, row);
+        _tile_stored(1, y + 16, row);
+        if constexpr (HALVES == 2) {
+            _tile_stored(2, y + 16 * channels_, row);
+            _tile_stored(3, y + 16 * channels_ + 16, row);
+        }
+        if constexpr (COLUMNS == 4) {
+            _tile_stored(2, y + 32, row);
+            _tile_stored(3, y + 48, row);
         }
     }
 
     const Queries q_;
     const TileConfig config_;
     const int64_t channels_, count_;
+    const bool late_;  // codes are read once, by few queries: as tiles they need not leave the first cache
     Scratch scratch_;
     int32_t* positions_;
     uint16_t* queries_;
@@ -204,6 +264,8 @@ class TileTask {
     const Part own_, total_;
     char* spare_;
     uint16_t* room_;
+    Ahead* ahead_ = nullptr;
+    int64_t portion_ = 0;
     const uint16_t *keys_[segment_units], *values_[segment_units];
 };
 

@@ -34,12 +34,12 @@ struct Part {
 struct Queries {
     const PagedJob& job;
     const AttendTask& task;
+    const uint32_t group = uint32_t(job.layout.group());  // divisions by 32 bits are quicker
 
-    int64_t token(int64_t i) const { return job.offsets[task.row] + (task.first + i) / job.layout.group(); }
-    int64_t position(int64_t i) const { return job.starts[task.row] + (task.first + i) / job.layout.group(); }
-    int64_t head(int64_t i) const {
-        return task.head * job.layout.group() + (task.first + i) % job.layout.group();
-    }
+    int64_t token(int64_t i) const { return job.offsets[task.row] + in_row(i) / group; }
+    int64_t position(int64_t i) const { return job.starts[task.row] + in_row(i) / group; }
+    int64_t head(int64_t i) const { return task.head * job.layout.group() + in_row(i) % group; }
+    uint32_t in_row(int64_t i) const { return uint32_t(task.first) + uint32_t(i); }
     template <class T>
     const T* source(int64_t i) const {
         const PagedLayout& l = job.layout;
@@ -72,7 +72,7 @@ struct Queries {
 
 // The units of one segment that some query of a task sees.
 struct Segment {
-    int64_t begin;            // position of its first key
+    int64_t number, begin;    // position of its first key
     int64_t first = 0, last;  // units of it
     const bool scaled, affine;
     const char *keys[segment_units], *values[segment_units];
@@ -82,7 +82,8 @@ struct Segment {
 
     // spare: room for the values of a unit.
     Segment(const Queries& q, int64_t number, char* spare)
-        : begin(number * segment_tokens),
+        : number(number),
+          begin(number * segment_tokens),
           scaled(q.job.layout.format != KvFormat::plain),
           affine(q.job.layout.format == KvFormat::affine) {
         const int64_t end = q.position(q.task.count - 1) + 1;
@@ -265,7 +266,8 @@ inline void run_task(const PagedJob& job, const AttendTask& task, char* memory) 
         products.scores(segment);
         weigh(q, segment, scores, query_sums, scale, own, products);
         products.values(segment, own.outputs);
-        if (task.part) give(own, Part(task.part, task.count, channels), task.count, channels);
+        float* part = task.part + (number - task.first_segment) * job.part_floats(task.count);
+        if (task.part) give(own, Part(part, task.count, channels), task.count, channels);
         else fold(own, total, task.count, channels);
     }
     if (!task.part) finish<T>(q, total);

@@ -18,13 +18,10 @@ inline V four_bytes(const char* p) {
     return to_float(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
 
-// Codes of a unit as bf16, in which they are exact; `next` will be read soon.
-inline void widen_tiles(const char* codes, uint16_t* tiles, int64_t cells, const char* next) {
-    for (int64_t i = 0; i < cells; i += 64) {
-        _mm_prefetch(next + i, _MM_HINT_T0);
-        istore(tiles + i, I(_mm512_cvtne2ps_pbh(four_bytes(codes + i + 16), four_bytes(codes + i))));
-        istore(tiles + i + 32, I(_mm512_cvtne2ps_pbh(four_bytes(codes + i + 48), four_bytes(codes + i + 32))));
-    }
+// A tile of codes as bf16, in which they are exact.
+inline void widen_tile(const char* codes, uint16_t* tile) {
+    for (int64_t i = 0; i < tile_cells; i += 32)
+        istore(tile + i, I(_mm512_cvtne2ps_pbh(four_bytes(codes + i + 16), four_bytes(codes + i))));
 }
 
 // 2^x for x <= 0 or hardly more, relative error below 3e-6; 2^0 is 1 exactly. A NaN stays one.

@@ -93,7 +93,7 @@ struct Plan {
                     const int64_t oldest = start + q / l.group(), newest = start + (q + count - 1) / l.group();
                     const int64_t seen = job.window ? std::max<int64_t>(0, oldest + 1 - job.window) : 0;
                     tasks.push_back({int32_t(row), int32_t(head), int32_t(q), int32_t(count),
-                                     int32_t(seen / segment_tokens), int32_t(newest / segment_tokens + 1), -1, nullptr});
+                                     int32_t(seen / segment_tokens), int32_t(newest / segment_tokens + 1), -1, nullptr, q == first});
                     bytes += (newest + 1 - seen + unit_tokens) / unit_tokens * l.head_bytes();
                     const int64_t depth = tasks.back().last_segment - tasks.back().first_segment;
                     segments += depth;
@@ -129,21 +129,22 @@ struct Plan {
         }
     }
 
-    // Every segment a task; `whole` are the tasks that put them together.
-    std::vector<AttendTask> split(const PagedJob& job) {
+    // A few segments a task; `whole` are the tasks that put them together.
+    std::vector<AttendTask> split(const PagedJob& job, int64_t wanted) {
         std::vector<AttendTask> whole = std::move(tasks);
         float* part = reinterpret_cast<float*>(parts.at_least(part_bytes));
+        const int32_t most = int32_t((segments + wanted - 1) / wanted);
         tasks.clear();
         waves.resize(1);
         for (AttendTask& task : whole) {
             task.part = part;
-            for (int32_t s = task.first_segment; s < task.last_segment; s++) {
-                AttendTask one = task;
-                one.first_segment = s;
-                one.last_segment = s + 1;
-                one.part = part;
-                tasks.push_back(one);
-                part += job.part_floats(task.count);
+            for (int32_t s = task.first_segment; s < task.last_segment; s += most) {
+                AttendTask some = task;
+                some.first_segment = s;
+                some.last_segment = std::min(s + most, task.last_segment);
+                some.part = part;
+                tasks.push_back(some);
+                part += (some.last_segment - s) * job.part_floats(task.count);
             }
         }
         waves[0].last_task = int64_t(tasks.size());
@@ -166,7 +167,7 @@ void run_paged(PagedJob job, int64_t tokens) {
     std::vector<AttendTask> whole;
     const bool split = threads > 1 && count < tasks_per_thread * threads && plan.segments > count &&
                        plan.waves.size() == 1 && plan.part_bytes <= most_part_bytes;
-    if (split) whole = plan.split(job);
+    if (split) whole = plan.split(job, tasks_per_thread * threads);
     split || count > plan.pairs ? plan.keep_before(job) : plan.keep_along(job);
     auto loop = [&](int64_t first, int64_t last, int64_t bytes, auto&& body) {
         pool.loop(last - first, bytes < share_from ? last - first : 1, [&](int64_t a, int64_t b) {
