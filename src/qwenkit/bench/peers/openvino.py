@@ -72,6 +72,7 @@ class Engine:
         config = self.genai.GenerationConfig()
         config.max_new_tokens = config.min_new_tokens = new
         config.ignore_eos = True
+        config.eos_token_id, config.stop_token_ids = 0, {0}  # ignored, but a folder without one stands for -1
         config.do_sample = False
         tensors = [self.openvino.Tensor(np.array([ids], dtype=np.int64)) for ids in prompts]
         first_s: list[float | None] = [None] * len(prompts)
