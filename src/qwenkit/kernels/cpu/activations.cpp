@@ -1,4 +1,4 @@
-// Activations as the linear kernels want them: int8 with a scale per group, float, or bf16.
+// Activations as the linear kernels want them: int8 with a scale per slab, float, or bf16.
 #include "kernels.h"
 #include "lanes.h"
 
@@ -20,23 +20,31 @@ void fetch(const AffineJob& job, int64_t row, int64_t group, float* out) {
 }
 
 // One slab of one row: scale = largest magnitude / 127, codes rounded to nearest; they go to `out` in chunks that
-// lie `step` apart. Sums and offsets of its groups: `at` and on, `next` apart.
-template <class T>
-void quantize_slab(const AffineJob& job, int64_t m, int64_t first, int64_t groups, float* scale, int64_t at,
-                   int64_t next, int8_t* out, int64_t step) {
-    const int64_t size = job.layout.group, chunk = job.chunk_bytes(), count = groups * size, column = first * size;
-    alignas(64) float values[128 * slab_groups];
-    const bool whole = !job.gather && column + count <= job.layout.columns;
-    if (!whole)
-        for (int64_t g = 0; g < groups; g++) fetch<T>(job, m, first + g, values + g * size);
-    const T* x = static_cast<const T*>(job.x) + m * job.layout.columns + column;
+// lie `step` apart. Sums and offsets of its groups of SIZE: `at` and on, `next` apart.
+template <class T, int SIZE>
+inline void quantize_slab(const AffineJob& job, int64_t m, int64_t first, int64_t groups, float* scale, int64_t at,
+                          int64_t next, int8_t* out, int64_t step) {
+    constexpr int count = SIZE / lanes, chunk = SIZE < 64 ? SIZE : 64;
+    V v[slab_groups][count];
+    const int64_t column = first * SIZE;
+    if (!job.gather && groups == slab_groups && column + slab_groups * SIZE <= job.layout.columns) {
+        const T* x = static_cast<const T*>(job.x) + m * job.layout.columns + column;
+#pragma GCC unroll 2
+        for (int g = 0; g < slab_groups; g++)
+#pragma GCC unroll 16
+            for (int i = 0; i < count; i++) v[g][i] = load(x + g * SIZE + i * lanes);
+    } else {
+        alignas(64) float values[slab_groups][SIZE] = {};
+        for (int64_t g = 0; g < groups; g++) fetch<T>(job, m, first + g, values[g]);
+        for (int g = 0; g < slab_groups; g++)
+            for (int i = 0; i < count; i++) v[g][i] = load(values[g] + i * lanes);
+    }
     // As integers, magnitudes order like the floats, and a NaN is above them all: it is not lost.
     I top = izero();
-    for (int64_t k = 0; k < count; k += lanes) {
-        const V v = whole ? load(x + k) : load(values + k);
-        store(values + k, v);
-        top = imax_unsigned(top, iand(bits(v), iset(0x7fffffff)));
-    }
+#pragma GCC unroll 2
+    for (int g = 0; g < slab_groups; g++)
+#pragma GCC unroll 16
+        for (int i = 0; i < count; i++) top = imax_unsigned(top, iand(bits(v[g][i]), iset(0x7fffffff)));
     const uint32_t largest = max_unsigned(top);
     float magnitude;
     __builtin_memcpy(&magnitude, &largest, 4);
@@ -44,20 +52,22 @@ void quantize_slab(const AffineJob& job, int64_t m, int64_t first, int64_t group
     const bool some = finite && magnitude >= 127 * 1.17549435e-38f;  // below, the scale would be denormal
     const V by = set(some ? 127.0f / magnitude : 0.0f);
     *scale = some ? magnitude / 127.0f : finite ? 0.0f : __builtin_nanf("");
-    for (int64_t g = 0; g < groups; g++, at += next) {
+#pragma GCC unroll 2
+    for (int g = 0; g < slab_groups; g++) {
+        if (g >= groups) return;
         I total = izero();
-        for (int64_t k = 0; k < size; k += chunk, out += step)
-            for (int64_t i = 0; i < chunk; i += lanes) {
-                const I q = to_int(mul(load(values + g * size + k + i), by));
-                total = iadd(total, q);
-                store_bytes(out + i, q);
-            }
-        job.sums[at] = isum(total);
-        job.offsets[at] = float(job.sums[at]);
+#pragma GCC unroll 16
+        for (int i = 0; i < count; i++) {
+            const I q = to_int(mul(v[g][i], by));
+            total = iadd(total, q);
+            store_bytes(out + (g * SIZE / chunk + i * lanes / chunk) * step + i * lanes % chunk, q);
+        }
+        job.sums[at + g * next] = isum(total);
+        job.offsets[at + g * next] = float(job.sums[at + g * next]);
     }
 }
 
-template <class T>
+template <class T, int SIZE>
 void quantize_rows(const AffineJob& job, int64_t first_row, int64_t last_row) {
     const AffineLayout& w = job.layout;
     const int64_t chunk = job.chunk_bytes(), weave = job.interleave, slabs = w.slabs();
@@ -66,20 +76,27 @@ void quantize_rows(const AffineJob& job, int64_t first_row, int64_t last_row) {
         // Panels of 32 rows: tiles (column step, half) one after another, a tile row is one chunk.
         int8_t* out = weave == 1 ? job.codes + m * w.padded_columns()
                                  : job.codes + m / weave * w.padded_columns() * weave + m % weave * chunk;
-        for (int64_t s = 0; s < slabs; s++, out += slab_groups * w.group * weave) {
+        for (int64_t s = 0; s < slabs; s++, out += slab_groups * SIZE * weave) {
             const int64_t first = s * slab_groups, groups = w.groups - first < slab_groups ? w.groups - first : slab_groups;
             float* scale = job.scales + (m / weave * slabs + s) * weave + m % weave;
             const int64_t at = (m / weave * w.groups + first) * weave + m % weave;
             if (m < job.count) {
-                quantize_slab<T>(job, m, first, groups, scale, at, weave, out, step);
+                quantize_slab<T, SIZE>(job, m, first, groups, scale, at, weave, out, step);
             } else {  // padding of the last tile
-                for (int64_t k = 0; k < groups * w.group / chunk; k++)
+                for (int64_t k = 0; k < groups * SIZE / chunk; k++)
                     __builtin_memset(out + k * step, 0, size_t(chunk));
                 *scale = 0;
                 for (int64_t g = 0; g < groups; g++) job.sums[at + g * weave] = 0, job.offsets[at + g * weave] = 0;
             }
         }
     }
+}
+
+template <class T>
+void quantize_typed(const AffineJob& job, int64_t first, int64_t last) {
+    if (job.layout.group == 128) quantize_rows<T, 128>(job, first, last);
+    else if (job.layout.group == 64) quantize_rows<T, 64>(job, first, last);
+    else quantize_rows<T, 32>(job, first, last);
 }
 
 template <class T>
@@ -140,9 +157,9 @@ void bf16_rows(const Bf16Job& job, int64_t first_row, int64_t last_row) {
 }  // namespace
 
 void quantize(const AffineJob& job, int64_t first, int64_t last) {
-    if (job.x_type == Dtype::f32) quantize_rows<float>(job, first, last);
-    else if (job.x_type == Dtype::bf16) quantize_rows<bf16>(job, first, last);
-    else quantize_rows<f16>(job, first, last);
+    if (job.x_type == Dtype::f32) quantize_typed<float>(job, first, last);
+    else if (job.x_type == Dtype::bf16) quantize_typed<bf16>(job, first, last);
+    else quantize_typed<f16>(job, first, last);
 }
 
 void widen(const AffineJob& job, int64_t first, int64_t last) {
