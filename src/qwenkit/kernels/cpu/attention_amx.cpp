@@ -65,7 +65,6 @@ class TileTask {
     }
 
     void run() {
-        if (!q_.task.part) clear(total_, count_, channels_);
         for (int64_t number = q_.task.first_segment; number < q_.task.last_segment; number++) {
             const Segment segment(q_, number, spare_);
             if (!q_.task.part && number + 1 == q_.task.last_segment)
@@ -159,8 +158,14 @@ class TileTask {
             for (; c < channels_; c += 32) multiply_values<2, 2>(seen, c);
         for (; c + 64 <= channels_; c += 64) multiply_values<1, 4>(seen, c);
         for (; c < channels_; c += 32) multiply_values<1, 2>(seen, c);
-        if (q_.task.part) give(own_, part_of(s.number, first), seen.count, channels_);
-        else fold(own_, total_of(first), seen.count, channels_);
+        if (q_.task.part) {
+            give(own_, part_of(s.number, first), seen.count, channels_);
+        } else if (begun_ > first) {
+            fold(own_, view(total_, first), seen.count, channels_);
+        } else {
+            begin(own_, view(total_, first), seen.count, channels_);
+            begun_ = first + seen.count;
+        }
     }
 
     float scale() const { return 1.44269504f / __builtin_sqrtf(float(q_.job.layout.head_dim)); }
@@ -172,8 +177,10 @@ class TileTask {
         part.offsets += first;
         return part;
     }
-    Part total_of(int64_t first) const { return view(total_, first); }
-    Part part_of(int64_t segment, int64_t first) const { return view(Part(q_.task.part + (segment - q_.task.first_segment) * q_.job.part_floats(count_), count_, channels_), first); }
+    Part part_of(int64_t segment, int64_t first) const {
+        float* part = q_.task.part + (segment - q_.task.first_segment) * q_.job.part_floats(count_);
+        return view(Part(part, count_, channels_), first);
+    }
     void nothing(const Part& part, int64_t count) const {
         clear(part, count, channels_);
         for (int64_t i = 0; i < count; i++) part.offsets[i] = 0;
@@ -191,9 +198,9 @@ class TileTask {
             for (int64_t c = 0; c < channels_; c += 32, x += tile_cells, keys += 2 * tile_cells) {
                 if (!late_) ahead_->take(portion_);
                 _tile_loadd(4, x, 64);
-                _tile_stream_loadd(6, keys, 64);
+                _tile_loadd(6, keys, 64);
                 _tile_dpbf16ps(0, 4, 6);
-                _tile_stream_loadd(7, keys + tile_cells, 64);
+                _tile_loadd(7, keys + tile_cells, 64);
                 _tile_dpbf16ps(1, 4, 7);
                 if constexpr (HALVES == 2) {
                     _tile_loadd(5, x + 16 * channels_, 64);
@@ -223,9 +230,9 @@ class TileTask {
             if (!late_) ahead_->take(portion_ * COLUMNS / 2);
             const float* x = scores_ + u * 16;  // weights in place of scores
             _tile_loadd(4, x, score_row * 4);
-            _tile_stream_loadd(6, values, 64);
+            _tile_loadd(6, values, 64);
             _tile_dpbf16ps(0, 4, 6);
-            _tile_stream_loadd(7, values + tile_cells, 64);
+            _tile_loadd(7, values + tile_cells, 64);
             _tile_dpbf16ps(1, 4, 7);
             if constexpr (HALVES == 2) {
                 _tile_loadd(5, x + 16 * score_row, score_row * 4);
@@ -233,9 +240,9 @@ class TileTask {
                 _tile_dpbf16ps(3, 5, 7);
             }
             if constexpr (COLUMNS == 4) {
-                _tile_stream_loadd(6, values + 2 * tile_cells, 64);
+                _tile_loadd(6, values + 2 * tile_cells, 64);
                 _tile_dpbf16ps(2, 4, 6);
-                _tile_stream_loadd(7, values + 3 * tile_cells, 64);
+                _tile_loadd(7, values + 3 * tile_cells, 64);
                 _tile_dpbf16ps(3, 4, 7);
             }
         }
@@ -266,6 +273,7 @@ class TileTask {
     uint16_t* room_;
     Ahead* ahead_ = nullptr;
     int64_t portion_ = 0;
+    int64_t begun_ = 0;  // queries that have a total
     const uint16_t *keys_[segment_units], *values_[segment_units];
 };
 

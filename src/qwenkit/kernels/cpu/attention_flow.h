@@ -28,7 +28,10 @@ struct Part {
     float *outputs, *maxima, *sums, *offsets;
 
     Part(float* at, int64_t count, int64_t channels)
-        : outputs(at), maxima(at + count * channels), sums(maxima + round_up(count, 16)), offsets(sums + round_up(count, 16)) {}
+        : outputs(at),
+          maxima(at + count * channels),
+          sums(maxima + round_up(count, 16)),
+          offsets(sums + round_up(count, 16)) {}
 };
 
 struct Queries {
@@ -200,6 +203,20 @@ inline void fold(const Part& segment, const Part& total, int64_t count, int64_t 
             for (int64_t c = 0; c < channels; c += lanes)
                 store(out + c, fma(load(out + c), old, mul(add(load(in + c), offset), more)));
         }
+    }
+}
+
+// The same for the first segment, of which nothing was added before.
+inline void begin(const Part& segment, const Part& total, int64_t count, int64_t channels) {
+    for (int64_t i = 0; i < count; i += lanes) {
+        store(total.maxima + i, load(segment.maxima + i));
+        store(total.sums + i, load(segment.sums + i));
+    }
+    for (int64_t i = 0; i < count; i++) {
+        const V offset = set(segment.offsets[i]);
+        float* out = total.outputs + i * channels;
+        const float* in = segment.outputs + i * channels;
+        for (int64_t c = 0; c < channels; c += lanes) store(out + c, add(add(load(in + c), offset), zero()));  // no -0
     }
 }
 

@@ -129,7 +129,8 @@ inline I interleave(const bf16* a, const bf16* b) {
     return _mm512_or_si512(widen(&a->bits), left<16>(widen(&b->bits)));
 }
 inline I interleave(const int8_t* a, const int8_t* b) {
-    return _mm512_or_si512(widen(reinterpret_cast<const uint8_t*>(a)), left<8>(widen(reinterpret_cast<const uint8_t*>(b))));
+    const I high = left<8>(widen(reinterpret_cast<const uint8_t*>(b)));
+    return _mm512_or_si512(widen(reinterpret_cast<const uint8_t*>(a)), high);
 }
 
 // x: [16][channels], whole tiles of channels.
@@ -147,7 +148,10 @@ template <class C>
 void put_values(char* side, const C* x, int64_t step, int64_t channels, int64_t token) {
     C* row = reinterpret_cast<C*>(side) + token / 2 * 32;
     for (int64_t c = 0; c + 16 <= channels; c += 16, row += tile_cells)
-        for (int64_t t = 0; t < 16; t += 2) store_pairs(row + t * 16, interleave(x + t * step + c, x + (t + 1) * step + c));
+        for (int64_t t = 0; t < 16; t += 2) {
+            const C* pair = x + t * step + c;
+            store_pairs(row + t * 16, interleave(pair, pair + step));
+        }
 }
 #endif
 
@@ -178,7 +182,8 @@ class Keeper {
 
   private:
     const T* key(int64_t t) const {
-        return static_cast<const T*>(job_.qkv) + (t * (l_.heads + 2 * l_.kv_heads) + l_.heads + task_.head) * l_.head_dim;
+        const int64_t head = t * (l_.heads + 2 * l_.kv_heads) + l_.heads + task_.head;
+        return static_cast<const T*>(job_.qkv) + head * l_.head_dim;
     }
     const T* value(int64_t t) const { return key(t) + l_.kv_heads * l_.head_dim; }
     void fetch_row(int64_t t) const {

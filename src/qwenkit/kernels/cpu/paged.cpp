@@ -93,7 +93,8 @@ struct Plan {
                     const int64_t oldest = start + q / l.group(), newest = start + (q + count - 1) / l.group();
                     const int64_t seen = job.window ? std::max<int64_t>(0, oldest + 1 - job.window) : 0;
                     tasks.push_back({int32_t(row), int32_t(head), int32_t(q), int32_t(count),
-                                     int32_t(seen / segment_tokens), int32_t(newest / segment_tokens + 1), -1, nullptr, q == first});
+                                     int32_t(seen / segment_tokens), int32_t(newest / segment_tokens + 1), -1,
+                                     nullptr, q == first});
                     bytes += (newest + 1 - seen + unit_tokens) / unit_tokens * l.head_bytes();
                     const int64_t depth = tasks.back().last_segment - tasks.back().first_segment;
                     segments += depth;
