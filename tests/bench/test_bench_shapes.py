@@ -35,8 +35,8 @@ def test_bytes_a_token_reads(weights: str, bits: int) -> None:
     model = random_model(config, weights)
     pack_model(model)
 
-    def held(rows: int, columns: int, bits: int) -> int:  # a float16 scale a group, and a minimum in 4 bits
-        return rows * columns * bits // 8 + rows * columns // GROUP * {16: 0, 8: 2, 4: 4}[bits]
+    def held(rows: int, columns: int, bits: int) -> int:  # a float16 scale a group, and a zero in 4 bits
+        return rows * columns * bits // 8 + rows * columns // GROUP * {16: 0, 8: 2, 4: 3}[bits]
 
     blocks = sum(held(rows, columns, bits) for rows, columns in matrices(config))
     head = held(512, 128, 16 if weights == "bf16" else 8)
