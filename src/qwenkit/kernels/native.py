@@ -287,17 +287,15 @@ class AffineWeight:
         middle = 1 << (bits - 1)
         if zeros is not None and bool((zeros == middle).all()):
             zeros = None
-        if zeros is not None and bits == 4:
-            zeros, eighths = None, zeros * 8
+        stored = eighths if zeros is None else zeros * 8 if bits == 4 else zeros
         kind: Literal["none", "points", "minima"] = (
-            "minima" if minima is not None else "none" if zeros is eighths is None else "points"
+            "minima" if minima is not None else "none" if stored is None else "points"
         )
         shape = AffineShape(out, columns, bits, size, group_map.numel(), kind)
         weight = cls(shape, huge(shape.nbytes), gather, bias)
         codes = _require(codes, "The codes", dtype=torch.uint8)
         half = exact_half(_require(scales, "The scales"), "Scales")
-        planes = zeros if eighths is None else eighths
-        points = None if planes is None else _require(planes, "The zeros", dtype=torch.uint8)
+        points = None if stored is None else _require(stored, "The zeros", dtype=torch.uint8)
         low = None if minima is None else exact_half(_require(minima, "The minima"), "Minima")
         weight.native.pack(
             codes.data_ptr(),
