@@ -6,7 +6,7 @@
 
 namespace qwenkit {
 
-double read_bandwidth(int64_t megabytes);       // bytes a second over the pool's threads, one pass over fresh lines
+double read_bandwidth(int64_t megabytes);       // bytes a second over the pool's threads, over fresh lines
 double peak(const std::string& kind);           // operations a second: int8_amx, bf16_amx, int8_vnni, fma
 
 // Memory that is read in long streams, on huge pages where the system grants them.
