@@ -51,19 +51,21 @@ def packed_model(weights: str) -> CausalLM:
 
 
 def steps(rng: random.Random) -> list[Step]:
-    """Three texts, two past the training length, in pieces side by side."""
+    """Three texts, two past the training length, in pieces side by side; one step is long enough for the
+    products of gate and up to meet in the caches."""
     lengths, done, tables = [70, 50, 9], [0, 0, 0], [(3, 0, 7), (1, 4), (6,)]
     made = []
     while any(d < n for d, n in zip(done, lengths, strict=True)):
         rows = []
         for i in rng.sample(range(3), 3):
-            count = min(rng.choice([0, 1, 2, 30]), lengths[i] - done[i])
+            count = min(rng.choice([0, 1, 2, 30, 70]), lengths[i] - done[i])
             if count:
                 ids = tuple(rng.randrange(300) for _ in range(count))
                 rows.append(Row(i, done[i], ids, tables[i], (i,), count - 1, (3.0, 7.0, 1.0)[i], None))
                 done[i] += count
         if rows:
             made.append(Step(tuple(rows)))
+    assert max(sum(len(row.token_ids) for row in step.rows) for step in made) >= 64
     return made
 
 
