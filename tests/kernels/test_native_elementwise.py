@@ -58,6 +58,17 @@ def test_silu_gate(isa, dtype, shape):
     assert close(native.silu_gate(ones, extremes), reference.silu_gate(ones, extremes))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_silu_of_every_16_bit_number(isa, dtype):
+    x = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(dtype)
+    x = x[x.isfinite()]
+    got = native.silu_gate(torch.ones_like(x), x).double()
+    want = x.double() * torch.sigmoid(x.double())
+    assert ((got - want).abs() <= want.abs() * torch.finfo(dtype).eps * 0.51 + 1e-7).all()
+    not_finite = torch.tensor([float("nan"), float("-inf")], dtype=dtype)
+    assert native.silu_gate(torch.ones_like(not_finite), not_finite).isnan().all()
+
+
 def test_shapes_that_do_not_fit_are_refused(isa):
     x = torch.randn(2, 8)
     with pytest.raises(UnsupportedError, match="norm's weight"):

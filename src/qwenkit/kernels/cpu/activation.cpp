@@ -7,10 +7,13 @@ namespace {
 
 inline V silu(V x, const float*) { return div(x, add(set(1.0f), exp(sub(zero(), x)))); }
 
-// Good to a part in a hundred thousand, before rounding to 16 bits; without a division, which takes half the time.
+// For 16-bit types, far closer than they round: by a reciprocal, without a division. Where e^-x would overflow the
+// factor is 2^-126; taking that and its error away leaves 0, as it should be however large -x is, and changes
+// no other factor that counts.
 template <class T> inline V silu(V x, const T*) {
     const V t = min(set(126), mul(x, set(-1.44269504f)));  // a NaN stays one: it is the second operand
-    return mul(x, reciprocal(add(set(1.0f), power2(t))));
+    const V factor = sub(reciprocal(add(set(1.0f), power2(t))), set(0x1.0001p-126f));
+    return mul(x, max(zero(), factor));
 }
 
 template <class T>
