@@ -64,3 +64,31 @@ def garbage(folder: Path) -> Path:
     path.write_text(GOOD + "\nfor number in range(3, 20):\n    try:\n        os.write(number, b'hello\\n')\n"
                     "    except OSError:\n        pass\n")  # fmt: skip
     return path
+
+
+def later(folder: Path, act: str, runs: int) -> Path:
+    """An engine that works for so many runs and then does `act`, with a process of its own beside it.
+
+    Its process ids are written to processes.txt in `folder`.
+    """
+    path = folder / "later.py"
+    path.write_text(
+        GOOD
+        + f"""
+import subprocess
+from pathlib import Path
+
+helper = subprocess.Popen(["sleep", "60"])
+Path({str(folder)!r}, "processes.txt").write_text(f"{{os.getpid()}} {{helper.pid}}")
+answer, asked = Engine.run, []
+
+def run(self, prompts, new):
+    asked.append(new)
+    if len(asked) > {runs}:
+        {act}
+    return answer(self, prompts, new)
+
+Engine.run = run
+"""
+    )
+    return path

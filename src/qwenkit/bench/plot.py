@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwenkit.bench.report import place
+from qwenkit.bench.report import medians, place
 from qwenkit.core import RequestError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -95,5 +95,4 @@ def _foot(summary: Mapping[str, Any]) -> str:
     words = f"{machine['cpu']}, {machine['threads']} threads"
     if summary["read_gb_s"] is not None:
         words += f", reads {summary['read_gb_s']:.1f} GB/s"
-    rounds = summary["workload"]["repeats"]
-    return f"{words}. Medians of {rounds} rounds, lines: lowest to highest. {summary['date'][:10]}"
+    return f"{words}. {medians(summary)}, lines: lowest to highest. {summary['date'][:10]}"

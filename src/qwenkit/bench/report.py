@@ -102,6 +102,15 @@ def place(point: Mapping[str, Any]) -> str:
     return f"prompt of {point['prompt']}"
 
 
+def medians(summary: Mapping[str, Any]) -> str:
+    """What the numbers are medians of, in words."""
+    asked = summary["rounds"]["asked"]
+    rounds = f"{asked} round{'s' if asked > 1 else ''}"
+    if summary["incomplete"] is None:
+        return f"Medians of {rounds}"
+    return f"Incomplete, {summary['rounds']['finished']} of {rounds} finished; medians of what there is"
+
+
 def _bar(share: float) -> Text:
     eighths = round(share * _BAR * 8)
     return Text("█" * (eighths // 8) + (_EIGHTHS[eighths % 8] if eighths % 8 else ""), style="cyan")
@@ -138,8 +147,7 @@ def _notes(summary: Mapping[str, Any]) -> Iterator[Text]:
             f"Other processes used up to {max(others):.1f} cores meanwhile: these numbers are too low.",
             style="yellow",
         )
-    rounds = summary["workload"]["repeats"]
-    yield Text(f"Medians of {rounds} round{'s' if rounds > 1 else ''} (lowest to highest).", style="dim")
+    yield Text(f"{medians(summary)} (lowest to highest).", style="yellow" if summary["incomplete"] else "dim")
 
 
 def _plain(value: float | None, digits: int) -> str:

@@ -8,16 +8,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qwenkit.bench.interruption import Interrupted
 from qwenkit.bench.peers.process import EngineError, EngineProcess
 from qwenkit.bench.result import EngineResult, Limits, Sample
 from qwenkit.bench.workload import Point, Workload
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 OWN = "qwenkit"
+_LOAD_S = 900.0  # for an engine to load its model: it may have to convert or compile it
 _SHORT_S = 0.5  # the system counts in hundredths of a second: less says nothing about who used the cores
 
 
@@ -37,8 +40,10 @@ class Rounds:
     """Runs `workload` on every contender; `results` and `limits` fill up as it goes.
 
     The first contender must be qwenkit itself: it also measures the machine, in each of its turns, and its
-    failure is raised; any other engine's failure ends its row. roomy: asked after each turn whether a
-    process may stay loaded until its next. say: progress, in words.
+    failure is raised; any other engine's failure ends its row. timeout_s: for one measurement; who needs
+    longer has failed. roomy: asked after each turn whether a process may stay loaded until its next. save:
+    called after every round, and once more where qwenkit fails or is interrupted after its first turn.
+    say: progress, in words.
     """
 
     def __init__(
@@ -48,29 +53,49 @@ class Rounds:
         *,
         timeout_s: float,
         roomy: Callable[[], bool] = lambda: True,
+        save: Callable[[], object] = lambda: None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.contenders = contenders
         self.workload = workload
         self.results = {contender.name: EngineResult(contender.name) for contender in contenders}
         self.limits = Limits()
+        self.finished = 0  # rounds
+        self.ended: str | None = None  # why before the last round; None if it was not, or is not over
         self._timeout_s = timeout_s
         self._roomy = roomy
+        self._save = save
         self._say = say
         self._running: dict[str, EngineProcess] = {}
         self._vocabulary = 0
         self._peaks: list[str] = []
 
+    @property
+    def incomplete(self) -> str | None:
+        """Why there are fewer rounds than asked for; None once all are finished."""
+        if self.finished == self.workload.repeats:
+            return None
+        return self.ended or "It still runs, or was killed."
+
     def run(self) -> None:
+        """Raises EngineError if qwenkit fails, Interrupted; no process outlives this."""
         try:
             for number in range(1, self.workload.repeats + 1):
                 for contender in self.contenders:
                     if self.results[contender.name].failure is None:
                         self._say(f"Round {number} of {self.workload.repeats}: {contender.name}")
                         self._turn(contender)
+                self.finished = number
+                self._save()
+        except (EngineError, Interrupted) as error:
+            self.ended = str(error)
+            if self.results[OWN].peak_rss_mb is not None:  # its first turn came to the end
+                self._save()
+            raise
         finally:
-            for process in self._running.values():
-                process.close()
+            with ExitStack() as closing:  # an interrupt while one is closed must not spare the others
+                for process in self._running.values():
+                    closing.callback(process.close)
 
     def _turn(self, contender: Contender) -> None:
         result = self.results[contender.name]
@@ -83,7 +108,8 @@ class Rounds:
             if contender.name == OWN:
                 self.limits.add(self._ask(process, "limits", kinds=self._peaks))
         except EngineError as error:
-            self._running.pop(contender.name, None)
+            if contender.name in self._running:  # it may only have said no
+                self._running.pop(contender.name).close()
             if contender.name == OWN:
                 raise
             result.failure = f"{error.problem} {error.remedy}".strip()
@@ -98,7 +124,7 @@ class Rounds:
         begun = time.perf_counter()
         process = EngineProcess(contender.name, contender.python, contender.adapter, contender.variables)
         self._running[contender.name] = process
-        facts = self._ask(process, "load", job=dict(contender.job))
+        facts = process.call("load", timeout_s=max(_LOAD_S, self._timeout_s), job=dict(contender.job))
         result.start_s = result.start_s or time.perf_counter() - begun
         facts = {**contender.facts, **facts}
         if contender.name == OWN:

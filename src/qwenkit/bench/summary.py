@@ -48,6 +48,8 @@ def summarize(
         "attention": own.facts["attention"],
         "machine": {**machine, "threads": own.facts["threads"], **_limits(rounds.limits)},
         "workload": asdict(rounds.workload),
+        "rounds": {"finished": rounds.finished, "asked": rounds.workload.repeats},
+        "incomplete": rounds.incomplete,
         "engines": [_engine(result, own, rounds) for result in rounds.results.values()],
         "absent": dict(absent or {}),
     }

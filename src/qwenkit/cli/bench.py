@@ -60,7 +60,9 @@ def bench(
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also draw a picture: .png, .svg or .pdf.")
     ] = None,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds an engine may take for one answer.")] = 900.0,
+    timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds for one measurement; a peer that needs longer is dropped.")
+    ] = 300.0,
     device: options.Device = "auto",
     offline: options.Offline = False,
     quiet: options.Quiet = False,
@@ -69,12 +71,13 @@ def bench(
 
     Prompt and decoding speed, first token, many prompts at once, load time and memory; random tokens,
     greedy, end tokens ignored. Bandwidth and peak of the machine are measured in the same run, and shares
-    are of those.
+    are of those. Interrupted, it shows and keeps what it has.
     """
     name = chosen_model(model, model_option)
     named = ["all"] * peers + (peer or [])
     if shape is not None and name is not None:
         raise typer.BadParameter("Give MODEL or --shape, not both.")
+    from qwenkit.bench.interruption import Interrupted, interruptible
     from qwenkit.bench.workload import Workload
 
     workload = Workload(prompt, decode, tuple(depth or ()), tuple(concurrency or ()), repeats)
@@ -90,20 +93,37 @@ def bench(
 
         check_plot(plot)
     say = (lambda text: None) if quiet else (lambda text: typer.secho(text, dim=True, err=True))
-    summary = measure(job, named, workload, timeout_s=timeout, say=say)
-    if json_file is not None:
-        _write(json_file, summary)
-    if plot is not None:
-        from qwenkit.bench.plot import draw
+    latest: dict[str, Any] = {}
 
-        draw(summary, plot)
-    _show(summary)
+    def keep(summary: dict[str, Any]) -> None:
+        latest.update(summary)
+        if json_file is not None:
+            _write(json_file, summary)
+
+    try:
+        with interruptible():
+            try:
+                measure(job, named, workload, keep=keep, timeout_s=timeout, say=say)
+            finally:
+                if latest:
+                    _show(latest, plot)
+    except Interrupted as interrupted:
+        typer.echo(str(interrupted), err=True)
+        raise typer.Exit(interrupted.status) from interrupted
 
 
 def measure(
-    job: dict[str, Any], peers: list[str], workload: Workload, say: Callable[[str], None], **options: Any
-) -> dict[str, Any]:
-    """Run qwenkit and the engines called `peers`; the summary. options: those of Rounds."""
+    job: dict[str, Any],
+    peers: list[str],
+    workload: Workload,
+    *,
+    keep: Callable[[dict[str, Any]], None],
+    say: Callable[[str], None],
+    **options: Any,
+) -> None:
+    """Run qwenkit and the engines called `peers`. keep: given the summary so far, round after round, however
+    it ends. options: those of Rounds.
+    """
     from qwenkit.bench import own
     from qwenkit.bench.peers.catalog import choose, contenders
     from qwenkit.bench.peers.files import Source
@@ -119,9 +139,13 @@ def measure(
         source = Source(job["model"], job["shape"], offline=job["offline"], say=say)
         able, absent = contenders(chosen, source, job, os.environ)
         running += able
-    rounds = Rounds(running, workload, roomy=_roomy, say=say, **options)
+    machine = {"cpu": cpu_name(cpu_fields()), "cores": usable}
+
+    def save() -> None:
+        keep(summarize(rounds, machine, absent))
+
+    rounds = Rounds(running, workload, roomy=_roomy, save=save, say=say, **options)
     rounds.run()
-    return summarize(rounds, {"cpu": cpu_name(cpu_fields()), "cores": usable}, absent)
 
 
 def _roomy() -> bool:
@@ -148,7 +172,11 @@ def _write(path: Path, summary: dict[str, Any]) -> None:
     os.replace(fresh, path)
 
 
-def _show(summary: dict[str, Any]) -> None:
+def _show(summary: dict[str, Any], plot: Path | None) -> None:
+    if plot is not None:
+        from qwenkit.bench.plot import draw
+
+        draw(summary, plot)
     from rich.console import Console
 
     from qwenkit.bench.report import show

@@ -24,6 +24,7 @@ WORKER = Path(__file__).with_name("worker.py")
 _LONGEST_ANSWER = 1 << 22  # bytes; more is not an answer
 _LAST_WORDS = 1 << 16  # bytes: a backtrace may follow what matters
 _FAILURE = re.compile(r"error|assert|fatal|exception|out of memory", re.IGNORECASE)
+_LONGER = "To wait longer, raise --timeout."
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -94,7 +95,9 @@ class EngineProcess:
             ready.register(descriptor, selectors.EVENT_WRITE)
             while line:
                 if not ready.select(max(0.0, deadline - time.monotonic())):
-                    raise EngineError(f"{self.name} took no question for {timeout_s:.0f} s; it was ended.")
+                    raise EngineError(
+                        f"{self.name} took no question for {timeout_s:.0f} s; it was ended.", _LONGER
+                    )
                 try:
                     line = line[os.write(descriptor, line) :]
                 except BrokenPipeError as error:
@@ -108,7 +111,9 @@ class EngineProcess:
             ready.register(pipe, selectors.EVENT_READ)
             while not received.endswith(b"\n"):
                 if not ready.select(max(0.0, deadline - time.monotonic())):
-                    raise EngineError(f"{self.name} gave no answer in {timeout_s:.0f} s; it was ended.")
+                    raise EngineError(
+                        f"{self.name} gave no answer in {timeout_s:.0f} s; it was ended.", _LONGER
+                    )
                 piece = os.read(pipe.fileno(), 1 << 16)
                 if not piece:
                     raise self._ended()
