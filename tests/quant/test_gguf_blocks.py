@@ -10,11 +10,11 @@ import torch
 from qwenkit.core import UnsupportedError
 from qwenkit.quant.gguf_blocks import AFFINE, codes_from_blocks, nearest_codes
 
-HALVES = {"Q4_0": 1, "Q4_1": 2, "Q5_0": 1, "Q8_0": 1, "Q4_K": 2}  # float16 at the front of a block
+HALVES = {"Q4_0": 1, "Q4_1": 2, "Q5_0": 1, "Q8_0": 1}  # float16 at the front of a block
 
 
 def random_blocks(kind: str, rows: int = 5, blocks: int = 6) -> torch.Tensor:
-    """Every code and nested scale occurs; the float16 are ordinary numbers of both signs."""
+    """Every code occurs; the float16 are ordinary numbers of both signs."""
     size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][1]
     draw = np.random.default_rng(len(kind))
     raw = draw.integers(0, 256, (rows, blocks, size), dtype=np.uint8)
@@ -39,23 +39,13 @@ def test_a_scale_and_a_minimum_keep_every_value():
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-8)
 
 
-def test_nested_scales_are_rounded_to_float16_and_nothing_else_changes():
-    blocks = random_blocks("Q4_K")
-    ours, theirs = codes_from_blocks(blocks, "Q4_K"), dequantized(blocks, "Q4_K")
-    # 15 steps and a minimum, each off by at most 2^-11 of itself (below 2^-14, by a fixed 2^-25).
-    group = ours.group_of_column.long()
-    size = 15 * ours.scales.float().abs().t()[:, group] + ours.minima.float().abs().t()[:, group]
-    assert ((ours.dequantize() - theirs).abs() <= size * 2**-11 + 16 * 2**-25).all()
-    assert ours.bits == 4
-
-
 def test_kinds_are_those_tested():
     assert set(HALVES) == AFFINE
 
 
 def test_other_blocks_become_eight_bits_in_groups_of_32():
-    with pytest.raises(UnsupportedError, match="Q6_K"):
-        codes_from_blocks(torch.zeros(1, 210, dtype=torch.uint8), "Q6_K")
+    with pytest.raises(UnsupportedError, match="Q5_1"):
+        codes_from_blocks(torch.zeros(1, 24, dtype=torch.uint8), "Q5_1")
     weight = torch.randn(4, 256)
     codes = nearest_codes(weight)
     assert (codes.bits, codes.group) == (8, 32)

@@ -17,8 +17,9 @@ from qwenkit.checkpoint.shards import Shards
 from qwenkit.checkpoint.tensor_source import TensorEntry, TensorSource
 from qwenkit.checkpoint.verify import check_finite
 from qwenkit.core import CheckpointError, UnsupportedError
-from qwenkit.quant import AffineCodes
+from qwenkit.quant import AffineCodes, Codes, NestedCodes
 from qwenkit.quant.gguf_blocks import AFFINE, codes_from_blocks, nearest_codes
+from qwenkit.quant.k_quants import NESTED, codes_from_k_blocks
 
 _CHUNK = 2**20  # weights; small enough that the library's temporaries stay in the processor's cache
 _SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.gguf")
@@ -53,7 +54,7 @@ class GGUFFile(TensorSource):
         self.release(name)
         return cast
 
-    def read_codes(self, name: str) -> AffineCodes | None:
+    def read_codes(self, name: str) -> Codes | None:
         self.entry(name)
         stored = self._tensors[name]
         if plain_dtype(stored.type_name) is not None or len(stored.shape) != 2:
@@ -62,15 +63,21 @@ class GGUFFile(TensorSource):
         packed = self._file.view(stored.start, stored.start + stored.nbytes).view(rows, -1)
         step = max(1, _CHUNK // columns)
 
-        def piece(start: int) -> AffineCodes:
+        def affine(start: int) -> AffineCodes:
             blocks = packed[start : start + step]
             if stored.type_name in AFFINE:
                 return codes_from_blocks(blocks, stored.type_name)
             return nearest_codes(self._floats(stored, blocks))
 
+        def nested(start: int) -> NestedCodes:
+            return codes_from_k_blocks(packed[start : start + step], stored.type_name)
+
+        starts = range(0, rows, step)
         try:
             with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-                return AffineCodes.stack(list(threads.map(piece, range(0, rows, step))))
+                if stored.type_name in NESTED:
+                    return NestedCodes.stack(list(threads.map(nested, starts)))
+                return AffineCodes.stack(list(threads.map(affine, starts)))
         except UnsupportedError:
             return None  # scales that float16 cannot hold, or NaN: reading as floats says which
 

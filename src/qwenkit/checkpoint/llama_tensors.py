@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qwenkit.checkpoint.tensor_source import TensorEntry, TensorSource
 from qwenkit.model import ModelConfig
-from qwenkit.quant import AffineCodes
+from qwenkit.quant import Codes
 
 _PROJECTION = re.compile(r"(?P<stem>blk\.\d+\.attn_(?P<letter>[qkv]))\.(?P<kind>weight|bias)")
 
@@ -42,7 +42,7 @@ class LlamaTensors(TensorSource):
         order = self._order(name)
         return tensor if order is None else tensor[order]
 
-    def read_codes(self, name: str) -> AffineCodes | None:
+    def read_codes(self, name: str) -> Codes | None:
         codes, order = self._stored.read_codes(name), self._order(name)
         return codes if codes is None or order is None else codes.rows(order)
 

@@ -20,8 +20,8 @@ from qwenkit.checkpoint.tensor_source import TensorSource
 from qwenkit.checkpoint.verify import DOWNLOAD_AGAIN
 from qwenkit.core import CheckpointError, UnsupportedError
 from qwenkit.model import CausalLM, ModelConfig
-from qwenkit.quant import AffineCodes, AffineLinear, PackedLinear
-from qwenkit.quant.gguf_blocks import nearest_codes
+from qwenkit.quant import AffineLinear, PackedLinear
+from qwenkit.quant.stacking import stack_codes
 
 _FLOATS = ("F32", "F16", "BF16")
 _BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
@@ -274,19 +274,17 @@ class Loader:
 
         Parts of different forms are rounded to 8 bits together: in one layer they run as one.
         """
-        found: list[AffineCodes] = []
+        found = []
         for part in parts:
             codes = self.source.read_codes(f"{part}.weight")
             if codes is None:
                 return None
             self.source.release(f"{part}.weight")
             found.append(codes)
-        if not all(found[0].stacks_with(codes) for codes in found):
-            found = [codes if codes.bits == 8 else nearest_codes(codes.dequantize()) for codes in found]
         bias = None
         if "bias" in _kinds(module):
             bias = self._read_rows([f"{part}.bias" for part in parts], dtype, "cpu")
-        return PackedLinear.from_affine(AffineCodes.stack(found), bias)
+        return PackedLinear.from_affine(stack_codes(found), bias)
 
     def _check_extra_bias(self, parts: Sequence[str]) -> None:
         """AutoGPTQ of 2023 stored a zero bias for every linear; a real one must not be dropped."""

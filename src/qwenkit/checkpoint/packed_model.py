@@ -27,7 +27,7 @@ from qwenkit.quant.packing import why_not_native
 from qwenkit.quant.records import layout_fingerprint, rebuild_layer, record_layer
 
 # Raise it when the same checkpoint and options give other weights, or the entries other contents.
-_VERSION = 3
+_VERSION = 4
 _EMBEDDING = "transformer.wte"
 
 

@@ -14,7 +14,7 @@ from qwenkit.checkpoint.safetensors_file import SafetensorsFile
 from qwenkit.checkpoint.tensor_source import TensorEntry, TensorSource
 from qwenkit.checkpoint.torch_file import TorchFile
 from qwenkit.core import CheckpointError
-from qwenkit.quant import AffineCodes
+from qwenkit.quant import Codes
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<suffix>\.\w+)")
 
@@ -42,7 +42,7 @@ class Shards(TensorSource):
         self.entry(name)
         return self._holder[name].read(name, dtype)
 
-    def read_codes(self, name: str) -> AffineCodes | None:
+    def read_codes(self, name: str) -> Codes | None:
         self.entry(name)
         return self._holder[name].read_codes(name)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from qwenkit.core import CheckpointError
-from qwenkit.quant import AffineCodes
+from qwenkit.quant import Codes
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class TensorSource(ABC):
         Raises CheckpointError for an unknown name or values that are not finite.
         """
 
-    def read_codes(self, name: str) -> AffineCodes | None:
+    def read_codes(self, name: str) -> Codes | None:
         """The weight [out, in] as the integer codes it is stored in, None for one stored as floats."""
         return None
 

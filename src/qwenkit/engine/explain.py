@@ -81,8 +81,8 @@ def _stored(qwen: Qwen) -> str:
     if not qwen.quantization.startswith("GGUF") or not any("int" in _form(m) for m in qwen.model.modules()):
         return qwen.quantization
     return (
-        f"{qwen.quantization}, run as integer codes (Q4_K scales in float16; Q5_1 and other K-quants rounded "
-        "to int8; weights='exact' takes them as floats)"
+        f"{qwen.quantization}, run as integer codes (Q5_1, and q, k, v of different kinds, rounded to int8; "
+        "weights='exact' takes them as floats)"
     )
 
 

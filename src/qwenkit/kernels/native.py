@@ -27,6 +27,8 @@ from qwenkit.core import UnsupportedError
 
 Activations = Literal["int8", "16bit"]
 
+NESTED_GROUP = 256  # columns
+
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # dtype.h
 ZEROS = {"none": 0, "points": 1, "minima": 2}  # affine.h
 
@@ -166,16 +168,23 @@ class AffineShape:
     rows: int
     columns: int
     bits: int
-    group: int  # columns that share a scale in the packed form: 32, 64 or 128
+    group: int  # columns that share a scale in the packed form: 32, 64 or 128; nested 256
     groups: int  # packed groups a row
     zeros: Literal["none", "points", "minima"]
+    inner: int = 0  # nested: columns that share an integer scale, 16 or 32
 
     @property
     def nbytes(self) -> int:
         try:
             return int(
                 extension().affine_packed_bytes(
-                    self.rows, self.columns, self.group, self.groups, self.bits, ZEROS[self.zeros]
+                    self.rows,
+                    self.columns,
+                    self.group,
+                    self.groups,
+                    self.bits,
+                    ZEROS[self.zeros],
+                    self.inner,
                 )
             )
         except ValueError as error:
@@ -242,6 +251,7 @@ class AffineWeight:
             shape.groups,
             shape.bits,
             ZEROS[shape.zeros],
+            shape.inner,
             self.packed.data_ptr(),
             0 if self.gather is None else self.gather.data_ptr(),
             0 if self.bias is None else self.bias.data_ptr(),
@@ -303,7 +313,56 @@ class AffineWeight:
             0 if points is None else points.data_ptr(),
             0 if low is None else low.data_ptr(),
             group_map.data_ptr(),
+            0,
+            0,
         )
+        return weight
+
+    @classmethod
+    def pack_nested(
+        cls,
+        codes: Tensor,
+        scales: Tensor,
+        inner_scales: Tensor,
+        *,
+        bits: int,
+        minima: Tensor | None = None,
+        inner_minima: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> AffineWeight:
+        """Lay out a weight whose groups of 256 columns hold integer scales of their own; no value changes.
+
+        codes: uint8 [out, in] of 4 or 6 bits; scales: float16 [groups, out]; inner_scales: int8 [groups, 8 or
+        16, out]; w = scale * inner_scale * (code - 8 or 32), or with minima float16 [groups, out] and
+        inner_minima uint8 below 64, shaped as inner_scales: w = scale * inner_scale * code + minimum *
+        inner_minimum. The last group may be short, its inner scales may not. bias: [out] or None.
+        """
+        out, columns = codes.shape
+        groups = -(-columns // NESTED_GROUP)
+        inners = inner_scales.shape[1]
+        if (minima is None) != (inner_minima is None):
+            raise UnsupportedError("Nested minima come with integer factors, and these with minima.")
+        for name, plane, dtype, form in (
+            ("codes", codes, torch.uint8, (out, columns)),
+            ("scales", scales, torch.float16, (groups, out)),
+            ("inner_scales", inner_scales, torch.int8, (groups, inners, out)),
+            ("minima", minima, torch.float16, (groups, out)),
+            ("inner_minima", inner_minima, torch.uint8, (groups, inners, out)),
+        ):
+            if plane is not None and tuple(_require(plane, name, dtype=dtype).shape) != form:
+                raise UnsupportedError(f"{name} have shape {tuple(plane.shape)}, not {form}.")
+        if int(codes.max()) >= 1 << bits:
+            raise UnsupportedError(f"A code of {int(codes.max())} does not fit {bits} bits.")
+        if inner_minima is not None and int(inner_minima.max()) > 63:
+            raise UnsupportedError(f"An inner minimum of {int(inner_minima.max())} is above 63.")
+        kind: Literal["none", "minima"] = "none" if minima is None else "minima"
+        shape = AffineShape(out, columns, bits, NESTED_GROUP, groups, kind, NESTED_GROUP // inners)
+        weight = cls(shape, huge(shape.nbytes), None, bias)
+        group_map = torch.arange(groups, dtype=torch.int32)
+        planes = [None if p is None else p.contiguous() for p in (minima, inner_scales, inner_minima)]
+        codes, scales = codes.contiguous(), scales.contiguous()
+        low, steps, factors = (0 if p is None else p.data_ptr() for p in planes)
+        weight.native.pack(codes.data_ptr(), scales.data_ptr(), 0, low, group_map.data_ptr(), steps, factors)
         return weight
 
     def multiply(
@@ -311,13 +370,16 @@ class AffineWeight:
     ) -> Tensor:
         """x @ w^T + bias. x: [..., in] float32, bfloat16 or float16; returns [..., out] in out_dtype or x's.
 
-        activations "int8": x is quantized for the product, a scale per row and two packed groups (max / 127,
-        round to nearest); a row with a NaN or infinity gives NaN. "16bit": x as it is (bfloat16 and float16
-        through bf16 tiles with AMX; float32 and other instruction sets in float32), sums in float32.
+        activations "int8": x is quantized for the product, a scale per row and two packed groups, one if they
+        are nested (max / 127, round to nearest); a row with a NaN or infinity gives NaN. "16bit": x as it is
+        (bfloat16 and float16 through bf16 tiles with AMX; float32 and other instruction sets in float32),
+        sums in float32; UnsupportedError for nested weights.
         """
         shape = self.shape
         if x.shape[-1] != shape.columns:
             raise UnsupportedError(f"x has {x.shape[-1]} columns, the weight {shape.columns}.")
+        if shape.inner and activations != "int8":
+            raise UnsupportedError("Nested codes are multiplied by inputs rounded to 8 bits only.")
         x = _require(x, "x")
         dtype = out_dtype or x.dtype
         y = torch.empty(*x.shape[:-1], shape.rows, dtype=dtype)

@@ -48,9 +48,9 @@ class AffineCodes:
         minima, eighths = (None if p is None else p[:, order] for p in (self.minima, self.eighths))
         return AffineCodes(self.codes[order], self.scales[:, order], minima, self.bits, self.group, eighths)
 
-    def stacks_with(self, other: AffineCodes) -> bool:
+    def stacks_with(self, other: object) -> bool:
         """Whether the rows of both can be those of one weight."""
-        return self._form == other._form
+        return isinstance(other, AffineCodes) and self._form == other._form
 
     @property
     def _form(self) -> tuple[object, ...]:

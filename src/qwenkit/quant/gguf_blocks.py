@@ -1,8 +1,7 @@
-"""GGUF blocks as affine codes (block layouts: ggml's, as read by its published dequantization).
+"""GGUF blocks of 32 as affine codes (block layouts: ggml's, as read by its published dequantization).
 
-Q4_0, Q4_1, Q5_0 and Q8_0 keep every value. Q4_K keeps every code; the products of its nested scales are
-rounded to float16, an error of 2^-12 where bfloat16 weights would have 2^-9. The other blocks, whose
-groups have 16 inputs or whose 5-bit codes have a minimum, are rounded to 8 bits in groups of 32.
+Q4_0, Q4_1, Q5_0 and Q8_0 keep every value; for the K-quants see k_quants.py. Other blocks, as Q5_1,
+whose 5-bit codes have a minimum, are rounded to 8 bits in groups of 32.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from qwenkit.quant.rtn import round_to_nearest
 
 Bytes = NDArray[np.uint8]
 
-_BLOCK_BYTES = {"Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q8_0": 34, "Q4_K": 144}
+_BLOCK_BYTES = {"Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q8_0": 34}
 
 AFFINE = frozenset(_BLOCK_BYTES)
 """Kinds that `codes_from_blocks` reads."""
@@ -84,17 +83,4 @@ def _q8_0(raw: Bytes) -> _Parts:
     return raw[..., 2:] ^ np.uint8(128), _halves(raw, 0), None  # signed -> offset by 128
 
 
-def _q4_k(raw: Bytes) -> _Parts:
-    """256 weights: two float16, eight pairs of 6-bit scale and minimum in 12 bytes, 128 bytes of codes."""
-    packed = raw[..., 4:16]
-    first, second, third = packed[..., :4], packed[..., 4:8], packed[..., 8:]
-    scale = np.concatenate((first & 63, third & 15 | first >> 6 << 4), axis=-1)
-    low = np.concatenate((second & 63, third >> 4 | second >> 6 << 4), axis=-1)
-    with np.errstate(over="ignore"):  # looked for by the caller
-        scales = (_halves(raw, 0).astype(np.float32)[..., None] * scale).astype(np.float16)
-        minima = (_halves(raw, 2).astype(np.float32)[..., None] * low * np.float32(-1)).astype(np.float16)
-    codes = _nibbles(raw[..., 16:].reshape(*raw.shape[:-1], 4, 32))  # 32 bytes: two groups of 32
-    return codes, scales, minima
-
-
-_READERS = {"Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q8_0": _q8_0, "Q4_K": _q4_k}
+_READERS = {"Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q8_0": _q8_0}

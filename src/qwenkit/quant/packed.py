@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from qwenkit.core import UnsupportedError
 from qwenkit.kernels import native
 from qwenkit.kernels.native import Activations, AffineShape, AffineWeight, Bf16Weight
-from qwenkit.quant.codes import AffineCodes
+from qwenkit.quant.nested import Codes, NestedCodes, unpack_nested
 
 
 def _refuse_gradient(x: Tensor, layer: nn.Module) -> None:
@@ -106,9 +106,19 @@ class PackedLinear(_Packed):
 
     @classmethod
     def from_affine(
-        cls, weight: AffineCodes, bias: Tensor | None = None, activations: Activations = "int8"
+        cls, weight: Codes, bias: Tensor | None = None, activations: Activations = "int8"
     ) -> PackedLinear:
         """Pack a weight that was rounded here or read from a file's own codes; no value changes."""
+        if isinstance(weight, NestedCodes):
+            packed = AffineWeight.pack_nested(
+                weight.codes,
+                weight.scales,
+                weight.inner_scales,
+                bits=weight.bits,
+                minima=weight.minima,
+                inner_minima=weight.inner_minima,
+            )
+            return cls(packed.shape, packed.packed, None, bias, activations)
         return cls.from_codes(
             weight.codes,
             weight.scales,
@@ -124,6 +134,8 @@ class PackedLinear(_Packed):
     def form(self) -> str:
         """The number format in words."""
         rounded = "" if self.activations == "int8" else ", inputs not rounded"
+        if self.shape.inner:
+            return f"int{self.shape.bits} with nested scales in groups of {self.shape.inner}"
         return f"int{self.shape.bits} in groups of {self.shape.group}{rounded}"
 
     @property
@@ -151,6 +163,8 @@ class PackedLinear(_Packed):
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight [out, in], read back from the packed bytes by torch alone (computed in float32)."""
         s = self.shape
+        if s.inner:
+            return unpack_nested(self.packed, s).dequantize(dtype)
         blocks = (s.rows + 15) // 16
         groups = self.packed.view(blocks, s.groups, -1)
         lines = groups[..., : s.group * s.bits * 2].reshape(blocks, s.groups, -1, 64)
@@ -185,7 +199,8 @@ class PackedLinear(_Packed):
     def extra_repr(self) -> str:
         s = self.shape
         order = ", act-order" if self.gather is not None else ""
-        form = f"int{s.bits}, groups of {s.group}, zeros={s.zeros}{order}"
+        inner = f", integer scales of {s.inner}" if s.inner else ""
+        form = f"int{s.bits}, groups of {s.group}{inner}, zeros={s.zeros}{order}"
         return f"{s.columns}, {s.rows}, {form}, x as {self.activations}"
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from qwenkit.kernels.native import AffineShape
 from qwenkit.quant.affine import AffineLinear, FusedLinear
+from qwenkit.quant.k_quants import codes_from_k_blocks
 from qwenkit.quant.packed import PackedBf16Linear, PackedLinear
 from qwenkit.quant.rtn import round_to_nearest
 
@@ -73,6 +74,10 @@ def layout_fingerprint() -> str:
         zeros=points,
     )
     digest.update(layer.packed.numpy().tobytes())
+    for kind, size in (("Q4_K", 144), ("Q6_K", 210)):
+        blocks = torch.arange(40 * size).view(40, size).mul(7).remainder(61).to(torch.uint8)
+        layer = PackedLinear.from_affine(codes_from_k_blocks(blocks, kind))
+        digest.update(layer.packed.numpy().tobytes())
     linear = nn.Linear(200, 40, bias=False)
     linear.weight = nn.Parameter(weight.bfloat16(), requires_grad=False)
     digest.update(PackedBf16Linear.from_linear(linear).packed.numpy().tobytes())

@@ -5,9 +5,10 @@
 namespace qwenkit::QWENKIT_LANES {
 namespace {
 
+// `size` packed columns of a row from `first` on.
 template <class T>
-void fetch(const AffineJob& job, int64_t row, int64_t group, float* out) {
-    const int64_t size = job.layout.group, columns = job.layout.columns, first = group * size;
+void fetch(const AffineJob& job, int64_t row, int64_t first, int64_t size, float* out) {
+    const int64_t columns = job.layout.columns;
     const T* x = static_cast<const T*>(job.x) + row * columns;
     if (job.gather) {
         const int32_t* from = job.gather + first;
@@ -20,29 +21,28 @@ void fetch(const AffineJob& job, int64_t row, int64_t group, float* out) {
 }
 
 // One slab of one row: scale = largest magnitude / 127, codes rounded to nearest; they go to `out` in chunks that
-// lie `step` apart. Sums and offsets of its groups of SIZE: `at` and on, `next` apart.
-template <class T, int SIZE>
-inline void quantize_slab(const AffineJob& job, int64_t m, int64_t first, int64_t groups, float* scale, int64_t at,
+// lie `step` apart. Sums and offsets of its PARTS parts of SIZE columns: `at` and on, `next` apart.
+template <class T, int SIZE, int PARTS, int CHUNK>
+inline void quantize_slab(const AffineJob& job, int64_t m, int64_t slab, int64_t parts, float* scale, int64_t at,
                           int64_t next, int8_t* out, int64_t step) {
-    constexpr int count = SIZE / lanes, chunk = SIZE < 64 ? SIZE : 64;
-    V v[slab_groups][count];
-    const int64_t column = first * SIZE;
-    if (!job.gather && groups == slab_groups && column + slab_groups * SIZE <= job.layout.columns) {
-        const T* x = static_cast<const T*>(job.x) + m * job.layout.columns + column;
-#pragma GCC unroll 2
-        for (int g = 0; g < slab_groups; g++)
+    constexpr int count = SIZE / lanes, columns = PARTS * SIZE;
+    V v[PARTS][count];
+    if (!job.gather && parts == PARTS && (slab + 1) * columns <= job.layout.columns) {
+        const T* x = static_cast<const T*>(job.x) + m * job.layout.columns + slab * columns;
+#pragma GCC unroll 16
+        for (int g = 0; g < PARTS; g++)
 #pragma GCC unroll 16
             for (int i = 0; i < count; i++) v[g][i] = load(x + g * SIZE + i * lanes);
     } else {
-        alignas(64) float values[slab_groups][SIZE] = {};
-        for (int64_t g = 0; g < groups; g++) fetch<T>(job, m, first + g, values[g]);
-        for (int g = 0; g < slab_groups; g++)
-            for (int i = 0; i < count; i++) v[g][i] = load(values[g] + i * lanes);
+        alignas(64) float values[columns] = {};
+        fetch<T>(job, m, slab * columns, parts * SIZE, values);
+        for (int g = 0; g < PARTS; g++)
+            for (int i = 0; i < count; i++) v[g][i] = load(values + g * SIZE + i * lanes);
     }
     // As integers, magnitudes order like the floats, and a NaN is above them all: it is not lost.
     I top = izero();
-#pragma GCC unroll 2
-    for (int g = 0; g < slab_groups; g++)
+#pragma GCC unroll 16
+    for (int g = 0; g < PARTS; g++)
 #pragma GCC unroll 16
         for (int i = 0; i < count; i++) top = imax_unsigned(top, iand(bits(v[g][i]), iset(0x7fffffff)));
     const uint32_t largest = max_unsigned(top);
@@ -52,51 +52,70 @@ inline void quantize_slab(const AffineJob& job, int64_t m, int64_t first, int64_
     const bool some = finite && magnitude >= 127 * 1.17549435e-38f;  // below, the scale would be denormal
     const V by = set(some ? 127.0f / magnitude : 0.0f);
     *scale = some ? magnitude / 127.0f : finite ? 0.0f : __builtin_nanf("");
-#pragma GCC unroll 2
-    for (int g = 0; g < slab_groups; g++) {
-        if (g >= groups) return;
+#pragma GCC unroll 16
+    for (int g = 0; g < PARTS; g++) {
+        if (g >= parts) return;
         I total = izero();
 #pragma GCC unroll 16
         for (int i = 0; i < count; i++) {
             const I q = to_int(mul(v[g][i], by));
             total = iadd(total, q);
-            store_bytes(out + (g * SIZE / chunk + i * lanes / chunk) * step + i * lanes % chunk, q);
+            const int column = g * SIZE + i * lanes;
+            store_bytes(out + column / CHUNK * step + column % CHUNK, q);
         }
         job.sums[at + g * next] = isum(total);
         job.offsets[at + g * next] = float(job.sums[at + g * next]);
     }
 }
 
-template <class T, int SIZE>
+// For tile products of sums by minima: all that 16 inner groups can have, the ones there are not being zero.
+inline void pair_sums(const int32_t* sums, int64_t next, int64_t count, uint16_t* out) {
+    for (int64_t i = 0; i < 16; i++, out += 2) {
+        const int32_t sum = i < count ? sums[i * next] : 0, coarse = sum & ~15;
+        // Both have at most eight significant bits (|sum| <= 32 * 127): exact in bf16.
+        const float pair[2] = {float(coarse), float(sum - coarse)};
+        uint32_t bits[2];
+        __builtin_memcpy(bits, pair, 8);
+        out[0] = uint16_t(bits[0] >> 16);
+        out[1] = uint16_t(bits[1] >> 16);
+    }
+}
+
+template <class T, int SIZE, int PARTS, int CHUNK = 64>
 void quantize_rows(const AffineJob& job, int64_t first_row, int64_t last_row) {
     const AffineLayout& w = job.layout;
-    const int64_t chunk = job.chunk_bytes(), weave = job.interleave, slabs = w.slabs();
-    const int64_t step = weave == 1 ? chunk : weave * chunk;
+    const int64_t weave = job.interleave, slabs = w.slabs(), sums = w.sums();
+    const int64_t step = weave == 1 ? CHUNK : weave * CHUNK;
     for (int64_t m = first_row; m < last_row; m++) {
         // Panels of 32 rows: tiles (column step, half) one after another, a tile row is one chunk.
         int8_t* out = weave == 1 ? job.codes + m * w.padded_columns()
-                                 : job.codes + m / weave * w.padded_columns() * weave + m % weave * chunk;
-        for (int64_t s = 0; s < slabs; s++, out += slab_groups * SIZE * weave) {
-            const int64_t first = s * slab_groups, groups = w.groups - first < slab_groups ? w.groups - first : slab_groups;
+                                 : job.codes + m / weave * w.padded_columns() * weave + m % weave * CHUNK;
+        for (int64_t s = 0; s < slabs; s++, out += PARTS * SIZE * weave) {
+            const int64_t first = s * PARTS, parts = sums - first < PARTS ? sums - first : PARTS;
             float* scale = job.scales + (m / weave * slabs + s) * weave + m % weave;
-            const int64_t at = (m / weave * w.groups + first) * weave + m % weave;
+            const int64_t at = (m / weave * sums + first) * weave + m % weave;
             if (m < job.count) {
-                quantize_slab<T, SIZE>(job, m, first, groups, scale, at, weave, out, step);
+                quantize_slab<T, SIZE, PARTS, CHUNK>(job, m, s, parts, scale, at, weave, out, step);
             } else {  // padding of the last tile
-                for (int64_t k = 0; k < groups * SIZE / chunk; k++)
-                    __builtin_memset(out + k * step, 0, size_t(chunk));
+                for (int64_t k = 0; k < parts * SIZE / CHUNK; k++) __builtin_memset(out + k * step, 0, size_t(CHUNK));
                 *scale = 0;
-                for (int64_t g = 0; g < groups; g++) job.sums[at + g * weave] = 0, job.offsets[at + g * weave] = 0;
+                for (int64_t g = 0; g < parts; g++) job.sums[at + g * weave] = 0, job.offsets[at + g * weave] = 0;
             }
+            if (!job.halves) continue;
+            const int64_t tile = (m / 32 * slabs + s) * 2 + m % 32 / 16;
+            pair_sums(job.sums + at, weave, parts, job.halves + tile * 512 + m % 16 * 32);
         }
     }
 }
 
 template <class T>
 void quantize_typed(const AffineJob& job, int64_t first, int64_t last) {
-    if (job.layout.group == 128) quantize_rows<T, 128>(job, first, last);
-    else if (job.layout.group == 64) quantize_rows<T, 64>(job, first, last);
-    else quantize_rows<T, 32>(job, first, last);
+    const AffineLayout& w = job.layout;
+    if (w.inner == 32) quantize_rows<T, 32, nested_group / 32>(job, first, last);
+    else if (w.inner == 16) quantize_rows<T, 16, nested_group / 16>(job, first, last);
+    else if (w.group == 128) quantize_rows<T, 128, slab_groups>(job, first, last);
+    else if (w.group == 64) quantize_rows<T, 64, slab_groups>(job, first, last);
+    else quantize_rows<T, 32, slab_groups, 32>(job, first, last);
 }
 
 template <class T>
@@ -105,7 +124,7 @@ void widen_rows(const AffineJob& job, int64_t first_row, int64_t last_row) {
     for (int64_t m = first_row; m < last_row; m++)
         for (int64_t g = 0; g < w.groups; g++) {
             float* out = job.floats + m * w.padded_columns() + g * w.group;
-            fetch<T>(job, m, g, out);
+            fetch<T>(job, m, g * w.group, w.group, out);
             V total = zero();
             for (int64_t k = 0; k < w.group; k += lanes) total = add(total, load(out + k));
             job.offsets[m * w.groups + g] = sum(total);
@@ -119,7 +138,7 @@ void tile_rows(const AffineJob& job, int64_t first_row, int64_t last_row) {
     alignas(64) float values[128] = {};
     for (int64_t m = first_row; m < last_row; m++)
         for (int64_t g = 0; g < w.groups; g++) {
-            if (m < job.count) fetch<T>(job, m, g, values);
+            if (m < job.count) fetch<T>(job, m, g * w.group, w.group, values);
             uint16_t* out = job.halves + (m / 32 * w.groups + g) * w.group * 32 + m % 32 / 16 * 512 + m % 16 * 32;
             V total = zero();
             for (int64_t k = 0; k < w.group; k += 32, out += 1024)

@@ -13,7 +13,7 @@
 #include <new>
 
 #include "kernels.h"
-#include "tile_config.h"
+#include "tile_panel.h"
 #include "tile_unpack.h"
 
 namespace qwenkit::amx {
@@ -187,20 +187,6 @@ void clear_tail(int64_t at, Tails& to) {
     for (int64_t i = at; i < at + 32; i++) to.scale[i] = to.minimum[i] = 0, to.point[i] = 0;
 }
 
-// Results of 32 rows of x, as soon as they are complete: the stores drain while the next rows are computed.
-void write_panel(const AffineJob& job, const Scratch& s, const Pair& p) {
-    for (int64_t m = p.out_panel * 32; m < job.count && m < p.out_panel * 32 + 32; m++)
-        write_outputs(s.total + m * 32, job.bias ? job.bias + p.out_column : nullptr, job.y, job.y_type,
-                      m * job.y_row + p.out_column - job.y_first, job.layout.rows - p.out_column, job.past_cache);
-}
-
-// The lines they go to, a few with each group: all at once would wait for memory.
-inline void fetch_rows(const AffineJob& job, int64_t first, int64_t last, int64_t column) {
-    const int64_t size = size_of(job.y_type);
-    for (int64_t m = first; m < job.count && m < last; m++)
-        __builtin_prefetch(static_cast<char*>(job.y) + (m * job.y_row + column - job.y_first) * size, 1);
-}
-
 // HALVES: 16-row tiles of x in a panel, 1 or 2. STEPS: tiles a group takes along its columns.
 template <Product P, int HALVES, int STEPS, bool MINIMA>
 void multiply(const AffineJob& job, int64_t first_panel, int64_t last_panel) {
@@ -272,7 +258,7 @@ void multiply(const AffineJob& job, int64_t first_panel, int64_t last_panel) {
                     fetch();
                     group<P, HALVES, STEPS, MINIMA, true>(x, row, weight, weight_tile, s.sums[other + 1], older,
                                                           HALVES * 8);
-                    if (older.out_panel >= 0) write_panel(job, s, older);
+                    if (older.out_panel >= 0) write_rows(job, s.total, older.out_panel * 32, 32, older.out_column);
                     if (both) {
                         fetch();
                         group<P, HALVES, STEPS, MINIMA, true>(x + x_group, row, weight + weight_group, weight_tile,
@@ -289,10 +275,10 @@ void multiply(const AffineJob& job, int64_t first_panel, int64_t last_panel) {
     // What is still in the pipeline.
     int32_t* stored = s.sums[(pairs + 1) % 2 * 2 + 1];
     group<P, HALVES, STEPS, MINIMA, false>(nullptr, row, nullptr, weight_tile, stored, older, HALVES * 8);
-    if (older.out_panel >= 0) write_panel(job, s, older);
+    if (older.out_panel >= 0) write_rows(job, s.total, older.out_panel * 32, 32, older.out_column);
     const Column<P, MINIMA> left(last, 0), right(last, 1);
     for (int r = 0; r < HALVES * 16; r++) scale_rows<P, MINIMA>(last, left, right, r, r + 1);
-    write_panel(job, s, last);
+    write_rows(job, s.total, last.out_panel * 32, 32, last.out_column);
     if (job.past_cache) _mm_sfence();
 }
 

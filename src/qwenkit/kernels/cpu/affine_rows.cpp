@@ -7,42 +7,16 @@
 // acc = fma(part, scale_x, acc); then bias. The tile kernels keep the same order, so a row of x gives the same
 // bits alone and in any batch.
 #include "kernels.h"
-#include "lanes.h"
+#include "row_outputs.h"
 
 namespace qwenkit::QWENKIT_LANES {
 namespace {
 
-constexpr int parts = 16 / lanes;  // vectors a block of 16 output rows takes
 constexpr int most_rows = lanes == 16 ? 8 : 4;
-constexpr int prefetch_ahead = 2048;
 
 // Blocks read side by side: as many as their sums leave registers for.
 constexpr int streams(int rows) {
     return lanes == 16 ? (rows <= 2 ? 4 : rows <= 6 ? 2 : 1) : (rows == 1 ? 2 : 1);
-}
-
-template <class T>
-void write_block(const AffineJob& job, int64_t m, int64_t block, const V* acc) {
-    const int64_t first = block * 16;
-    T* y = static_cast<T*>(job.y) + m * job.layout.rows + first;
-    for (int h = 0; h < parts; h++) {
-        const int64_t left = job.layout.rows - first - h * lanes;
-        if (left <= 0) break;
-        V v = acc[h];
-        if (left >= lanes) {
-            if (job.bias) v = add(v, load(job.bias + first + h * lanes));
-            store(y + h * lanes, v);
-        } else {
-            if (job.bias) v = add(v, load_part(job.bias + first + h * lanes, left));
-            store_part(y + h * lanes, v, left);
-        }
-    }
-}
-
-void write(const AffineJob& job, int64_t m, int64_t block, const V* acc) {
-    if (job.y_type == Dtype::f32) write_block<float>(job, m, block, acc);
-    else if (job.y_type == Dtype::bf16) write_block<bf16>(job, m, block, acc);
-    else write_block<f16>(job, m, block, acc);
 }
 
 // R rows of x by S blocks.

@@ -3,9 +3,8 @@
 
 namespace qwenkit::QWENKIT_LANES {
 
-const Kernels kernels{quantize, widen,     tile, affine_int8, affine_exact,
-                      bf16_pack_x, bf16_rows, norm, rope,        gate,
-                      keep,        attend,    merge,
-                      draw,        likely};
+const Kernels kernels{quantize,    widen,     tile,  affine_int8, affine_exact, nested_int8,
+                      bf16_pack_x, bf16_rows, norm,  rope,        gate,
+                      keep,        attend,    merge, draw,        likely};
 
 }  // namespace qwenkit::QWENKIT_LANES

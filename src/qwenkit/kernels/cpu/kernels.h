@@ -40,6 +40,7 @@ struct Kernels {
     void (*tile)(const AffineJob&, int64_t first_row, int64_t last_row);
     void (*affine_int8)(const AffineJob&, int64_t first_block, int64_t last_block);
     void (*affine_exact)(const AffineJob&, int64_t first_block, int64_t last_block);
+    void (*nested_int8)(const AffineJob&, int64_t first_block, int64_t last_block);
     void (*bf16_pack_x)(const Bf16Job&, int64_t first_row, int64_t last_row);
     void (*bf16_rows)(const Bf16Job&, int64_t first_block, int64_t last_block);
     void (*norm)(const NormJob&, int64_t first_row, int64_t last_row);
@@ -60,6 +61,7 @@ struct Kernels {
     void tile(const AffineJob&, int64_t, int64_t);            \
     void affine_int8(const AffineJob&, int64_t, int64_t);     \
     void affine_exact(const AffineJob&, int64_t, int64_t);    \
+    void nested_int8(const AffineJob&, int64_t, int64_t);     \
     void bf16_pack_x(const Bf16Job&, int64_t, int64_t);       \
     void bf16_rows(const Bf16Job&, int64_t, int64_t);         \
     void norm(const NormJob&, int64_t, int64_t);              \
@@ -81,6 +83,7 @@ namespace amx {  // tile kernels; ranges are of panels of 32 output rows, at mos
 constexpr int64_t most_count = 512;
 void affine_int8(const AffineJob&, int64_t first_panel, int64_t last_panel);
 void affine_exact(const AffineJob&, int64_t first_panel, int64_t last_panel);
+void nested_int8(const AffineJob&, int64_t first_panel, int64_t last_panel);
 void bf16_linear(const Bf16Job&, int64_t first_panel, int64_t last_panel);
 void attend(const PagedJob&, const AttendTask&, char* scratch);  // of bf16
 }  // namespace amx

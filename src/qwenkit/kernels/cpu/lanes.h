@@ -65,12 +65,14 @@ inline I iadd(I a, I b) { return _mm512_add_epi32(a, b); }
 inline I isub(I a, I b) { return _mm512_sub_epi32(a, b); }
 inline I imul(I a, I b) { return _mm512_mullo_epi32(a, b); }
 inline I iand(I a, I b) { return _mm512_and_si512(a, b); }
+inline I ior(I a, I b) { return _mm512_or_si512(a, b); }
 inline I imax_unsigned(I a, I b) { return _mm512_max_epu32(a, b); }
 template <int n> inline I right(I a) { return _mm512_srli_epi32(a, n); }
 template <int n> inline I left(I a) { return _mm512_slli_epi32(a, n); }
 inline I high_nibbles(I a) { return _mm512_and_si512(_mm512_srli_epi16(a, 4), _mm512_set1_epi8(15)); }
 inline I low_nibbles(I a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
 inline I widen(const uint8_t* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
+inline I widen(const int8_t* p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)); }
 inline I widen(const uint16_t* p) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)); }
 inline V to_float(I a) { return _mm512_cvtepi32_ps(a); }
 inline I to_int(V a) { return _mm512_cvtps_epi32(a); }
@@ -163,12 +165,14 @@ inline I iadd(I a, I b) { return _mm256_add_epi32(a, b); }
 inline I isub(I a, I b) { return _mm256_sub_epi32(a, b); }
 inline I imul(I a, I b) { return _mm256_mullo_epi32(a, b); }
 inline I iand(I a, I b) { return _mm256_and_si256(a, b); }
+inline I ior(I a, I b) { return _mm256_or_si256(a, b); }
 inline I imax_unsigned(I a, I b) { return _mm256_max_epu32(a, b); }
 template <int n> inline I right(I a) { return _mm256_srli_epi32(a, n); }
 template <int n> inline I left(I a) { return _mm256_slli_epi32(a, n); }
 inline I high_nibbles(I a) { return _mm256_and_si256(_mm256_srli_epi16(a, 4), _mm256_set1_epi8(15)); }
 inline I low_nibbles(I a) { return _mm256_and_si256(a, _mm256_set1_epi8(15)); }
 inline I widen(const uint8_t* p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
+inline I widen(const int8_t* p) { return _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
 inline I widen(const uint16_t* p) { return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)); }
 inline V to_float(I a) { return _mm256_cvtepi32_ps(a); }
 inline I to_int(V a) { return _mm256_cvtps_epi32(a); }
@@ -189,7 +193,7 @@ inline uint32_t max_unsigned(I a) {
 }
 inline V gather(const float* p, I index) { return _mm256_i32gather_ps(p, index, 4); }
 
-// maddubs adds two products in 16 bits: safe for codes up to 15 (3810). Eight-bit codes are shifted to
+// maddubs adds two products in 16 bits: safe for codes up to 63 (16002). Eight-bit codes are shifted to
 // [-128, 127] and the sign moved to the activation (32512 at most), so their zero point moves by 128.
 constexpr int code8_shift = 128;
 inline I dot4(I acc, I codes, I x) {

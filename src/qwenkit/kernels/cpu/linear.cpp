@@ -63,6 +63,17 @@ void prepare(ThreadPool& pool, int64_t rows, int64_t columns, Body&& body) {
     else pool.loop(rows, 4, body);
 }
 
+using Multiply = void (*)(const AffineJob&, int64_t first, int64_t last);
+
+Multiply tile_kernel(const AffineLayout& w, bool exact) {
+    return w.inner ? amx::nested_int8 : exact ? amx::affine_exact : amx::affine_int8;
+}
+
+Multiply row_kernel(const AffineLayout& w, bool exact) {
+    const Kernels& k = active_kernels();
+    return w.inner ? k.nested_int8 : exact ? k.affine_exact : k.affine_int8;
+}
+
 bool affine_tiles(int64_t count, bool exact, Dtype x) {
     if (active_isa() != Isa::amx) return false;
     return exact ? x != Dtype::f32 : count >= tiles_from_int8;
@@ -80,16 +91,18 @@ void prepare_x(AffineJob& job, bool exact, bool tiles) {
     const Kernels& k = active_kernels();
     Workspace& memory = Workspace::mine();
     const AffineLayout& w = job.layout;
+    if (w.inner && exact) throw std::invalid_argument("Nested codes are multiplied by rounded inputs only.");
     const int64_t rows = tiles ? round_up(job.count, 32) : job.count;
-    const int64_t cells = rows * w.padded_columns(), groups = rows * w.groups, slabs = rows * w.slabs();
+    const int64_t cells = rows * w.padded_columns(), sums = rows * w.sums(), slabs = rows * w.slabs();
     job.interleave = tiles ? 32 : 1;
-    memory.reserve(Workspace::room<float>(cells) + 2 * Workspace::room<float>(groups) + Workspace::room<float>(slabs));
+    memory.reserve(Workspace::room<float>(cells) + 2 * Workspace::room<float>(sums) + Workspace::room<float>(slabs));
     job.scales = memory.take<float>(slabs);
-    job.offsets = memory.take<float>(groups);
-    job.sums = memory.take<int32_t>(groups);
+    job.offsets = memory.take<float>(sums);
+    job.sums = memory.take<int32_t>(sums);
     if (!exact) job.codes = memory.take<int8_t>(cells);
     else if (tiles) job.halves = memory.take<uint16_t>(cells);
     else job.floats = memory.take<float>(cells);
+    if (w.inner && tiles && w.zeros == Zeros::minima) job.halves = memory.take<uint16_t>(32 * slabs);
     const auto fill = !exact ? k.quantize : tiles ? k.tile : k.widen;
     // A batch that fits one tile leaves the panel's second tile alone; what no row fills is zero.
     const int64_t filled = !tiles ? job.count : job.count <= 16 ? 16 : rows;
@@ -97,16 +110,15 @@ void prepare_x(AffineJob& job, bool exact, bool tiles) {
 }
 
 void multiply_x(const AffineJob& job, bool exact, bool tiles) {
-    const Kernels& k = active_kernels();
     ThreadPool& pool = ThreadPool::shared();
     const AffineLayout& w = job.layout;
     if (tiles) {
-        const auto run = exact ? amx::affine_exact : amx::affine_int8;
+        const Multiply run = tile_kernel(w, exact);
         const int64_t panels = (w.blocks + 1) / 2;
         pool.loop(panels, grain(panels, 2 * w.block_bytes * std::max<int64_t>(1, job.count / 32)),
                   [&](int64_t a, int64_t b) { run(job, a, b); });
     } else {
-        const auto run = exact ? k.affine_exact : k.affine_int8;
+        const Multiply run = row_kernel(w, exact);
         // A multiple of the blocks that one row reads side by side.
         pool.loop(w.blocks, round_up(grain(w.blocks, w.block_bytes * std::max<int64_t>(1, job.count / 8)), 4),
                   [&](int64_t a, int64_t b) { run(job, a, b); });
@@ -115,7 +127,7 @@ void multiply_x(const AffineJob& job, bool exact, bool tiles) {
 
 // Panel by panel: 32 outputs of both products, then what they make together.
 void multiply_gated(const AffineJob& up, bool exact, const AffineTarget& gate) {
-    const auto run = exact ? amx::affine_exact : amx::affine_int8;
+    const Multiply run_up = tile_kernel(up.layout, exact), run_gate = tile_kernel(gate.layout, exact);
     const auto meet = active_kernels().gate;
     const int64_t rows = up.layout.rows;
     ThreadPool::shared().loop((up.layout.blocks + 1) / 2, 1, [&](int64_t first, int64_t last) {
@@ -125,12 +137,12 @@ void multiply_gated(const AffineJob& up, bool exact, const AffineTarget& gate) {
             job.y_row = 32;
             job.y_first = panel * 32;
             job.y = sides[0];
-            run(job, panel, panel + 1);
+            run_up(job, panel, panel + 1);
             job.layout = gate.layout;
             job.packed = gate.packed;
             job.bias = gate.bias;
             job.y = sides[1];
-            run(job, panel, panel + 1);
+            run_gate(job, panel, panel + 1);
             char* y = static_cast<char*>(up.y) + panel * 32 * size_of(up.y_type);
             meet(GateJob{sides[0], sides[1], y, std::min<int64_t>(32, rows - panel * 32), 32, 32, rows, up.y_type}, 0,
                  up.count);

@@ -77,12 +77,13 @@ NB_MODULE(_cpu, m) {
     m.def("affine_path", [](int64_t count, bool exact, int x) { return std::string(affine_path(count, exact, Dtype(x))); });
     m.def("bf16_path", [](int64_t count) { return std::string(bf16_path(count)); });
     m.def("bf16_packed_bytes", &bf16_packed_bytes);
-    m.def("affine_packed_bytes", [](int64_t rows, int64_t columns, int64_t group, int64_t groups, int bits, int zeros) {
-        return AffineWeight::sized(rows, columns, group, groups, bits, zeros).bytes;
+    m.def("affine_packed_bytes", [](int64_t rows, int64_t columns, int64_t group, int64_t groups, int bits, int zeros,
+                                    int64_t inner) {
+        return AffineWeight::sized(rows, columns, group, groups, bits, zeros, inner).bytes;
     });
 
     nb::class_<AffineWeight>(m, "AffineWeight")
-        .def(nb::init<int64_t, int64_t, int64_t, int64_t, int, int, Address, Address, Address>())
+        .def(nb::init<int64_t, int64_t, int64_t, int64_t, int, int, int64_t, Address, Address, Address>())
         .def("pack", &AffineWeight::pack, Free())
         .def("multiply", [](const AffineWeight& w, Address x, int x_type, Address y, int y_type, int64_t count, bool exact) {
             w.multiply(at<void>(x), Dtype(x_type), at<void>(y), Dtype(y_type), count, exact);

@@ -7,10 +7,11 @@
 
 namespace qwenkit::amx {
 
-// Tiles 0-3 are sums, 4 and 5 hold rows of x, 6 and 7 columns of the weight.
+// Tiles from `first_weight` on hold columns of the weight. Those before hold sums or rows of x: by default 0-3 are
+// sums, 4 and 5 rows of x, 6 and 7 weights; sums have as many rows, and rows of 64 bytes.
 class TileConfig {
   public:
-    TileConfig(int x_rows, int row_bytes) {
+    TileConfig(int x_rows, int row_bytes, int first_weight = 6) {
         struct alignas(64) {
             uint8_t palette = 1, start_row = 0, reserved[14] = {};
             uint16_t row_bytes[16] = {};
@@ -18,7 +19,7 @@ class TileConfig {
         } shape;
         for (int i = 0; i < 8; i++) {
             shape.row_bytes[i] = uint16_t(i == 4 || i == 5 ? row_bytes : 64);
-            shape.rows[i] = uint8_t(i >= 6 ? row_bytes / 4 : x_rows);
+            shape.rows[i] = uint8_t(i >= first_weight ? row_bytes / 4 : x_rows);
         }
         // GCC 12 believes only the first 8 bytes are read and drops the other stores; without this barrier
         // the configuration is garbage and the process dies at the first tile instruction.

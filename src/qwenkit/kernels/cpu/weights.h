@@ -11,21 +11,23 @@ struct AffineWeight {
     AffineLayout layout;
     uintptr_t packed, gather, bias;
 
-    AffineWeight(int64_t rows, int64_t columns, int64_t group, int64_t groups, int bits, int zeros, uintptr_t packed,
-                 uintptr_t gather, uintptr_t bias)
-        : layout(sized(rows, columns, group, groups, bits, zeros)), packed(packed), gather(gather), bias(bias) {}
+    AffineWeight(int64_t rows, int64_t columns, int64_t group, int64_t groups, int bits, int zeros, int64_t inner,
+                 uintptr_t packed, uintptr_t gather, uintptr_t bias)
+        : layout(sized(rows, columns, group, groups, bits, zeros, inner)), packed(packed), gather(gather), bias(bias) {}
 
     // With a gather a weight may have more groups than its columns fill: uneven groups are padded.
-    static AffineLayout sized(int64_t rows, int64_t columns, int64_t group, int64_t groups, int bits, int zeros) {
+    static AffineLayout sized(int64_t rows, int64_t columns, int64_t group, int64_t groups, int bits, int zeros,
+                              int64_t inner) {
         if (zeros < 0 || zeros > 2) throw std::invalid_argument("Unknown kind of zeros.");
-        AffineLayout w(rows, columns, group, bits, Zeros(zeros));
+        AffineLayout w(rows, columns, group, bits, Zeros(zeros), inner);
         if (groups < w.groups) throw std::invalid_argument("Too few groups for the columns.");
         w.groups = groups;
         w.block_bytes = groups * w.group_bytes;
         w.bytes = w.blocks * w.block_bytes;
         return w;
     }
-    void pack(uintptr_t codes, uintptr_t scales, uintptr_t points, uintptr_t minima, uintptr_t group_map) const {
+    void pack(uintptr_t codes, uintptr_t scales, uintptr_t points, uintptr_t minima, uintptr_t group_map,
+              uintptr_t inner_scales, uintptr_t inner_minima) const {
         AffinePackJob job{layout,
                           reinterpret_cast<uint8_t*>(codes),
                           reinterpret_cast<uint16_t*>(scales),
@@ -33,6 +35,8 @@ struct AffineWeight {
                           reinterpret_cast<uint16_t*>(minima),
                           reinterpret_cast<int32_t*>(gather),
                           reinterpret_cast<int32_t*>(group_map),
+                          reinterpret_cast<int8_t*>(inner_scales),
+                          reinterpret_cast<uint8_t*>(inner_minima),
                           reinterpret_cast<uint8_t*>(packed)};
         run_pack_affine(job);
     }
@@ -41,7 +45,8 @@ struct AffineWeight {
     }
     bool takes_x_like(const AffineWeight& b) const {
         return !gather && !b.gather && layout.columns == b.layout.columns && layout.group == b.layout.group &&
-               layout.groups == b.layout.groups;
+               layout.groups == b.layout.groups && layout.inner == b.layout.inner &&
+               (!layout.inner || layout.zeros == b.layout.zeros);
     }
     AffineJob job(const void* x, Dtype x_type, void* y, Dtype y_type, int64_t count) const {
         AffineJob job{};
