@@ -1,0 +1,200 @@
+"""GPTQ: rounding a weight input by input; what each rounding spoils is mended in the inputs still to come.
+
+Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", 2022
+(arXiv 2210.17323), with the settings of the original (reference: finetune section 6). Different from there: a
+group's scale is chosen for the values its columns have when their turn comes, is rounded to float16 before
+anything is rounded with it, and may clip where that lowers the error; columns that calibration never excited
+are rounded to nearest, not set to zero. Knows tensors only.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from qwenkit.core import UnsupportedError
+
+_BLOCK = 128  # columns whose errors are carried on together
+_CLIPS = tuple(1 - 0.05 * step for step in range(7))
+_DAMPINGS = 4  # attempts, each ten times the one before
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How weights are rounded: 4 or 8 bits, inputs that share a scale (-1: all), and by which rules.
+
+    symmetric: the zero is the middle code; act_order: inputs that calibration excites most come first (a
+    group is then any set of inputs); damping: share of the mean of the Hessian's diagonal added to it; clip:
+    look for scales that clip the largest values.
+    """
+
+    bits: int = 4
+    group: int = 128
+    symmetric: bool = True
+    act_order: bool = False
+    damping: float = 0.01
+    clip: bool = True
+
+    def check(self, columns: int) -> None:
+        """Raise UnsupportedError unless a weight with that many inputs can be rounded so."""
+        if self.bits not in (4, 8):
+            raise UnsupportedError(f"GPTQ to {self.bits} bits.", "Choose 4 or 8.")
+        if self.group != -1 and (self.group < 1 or columns % self.group):
+            raise UnsupportedError(
+                f"Groups of {self.group} do not divide the {columns} inputs of a layer.",
+                "Choose 32, 64 or 128 where it divides them, or -1 for one scale a row.",
+            )
+
+
+@dataclass(frozen=True)
+class RoundedWeight:
+    """codes uint8 [out, in]; scales float16, zeros uint8 [groups, out]; group_of_column int32 [in].
+
+    w = scale * (code - zero). error: what the rounding changed of the layer's output over the calibration
+    data, as a share of its square; damping: the one that was enough.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor
+    group_of_column: Tensor
+    error: float
+    damping: float
+
+    def dequantize(self) -> Tensor:
+        """The weight, float32 [out, in]."""
+        group = self.group_of_column.long()
+        zeros, scales = self.zeros.float().t()[:, group], self.scales.float().t()[:, group]
+        return (self.codes.float() - zeros) * scales
+
+
+def round_weight(weight: Tensor, hessian: Tensor, rounding: Rounding) -> RoundedWeight:
+    """weight: float [out, in]; hessian: float32 [in, in], the mean of x x^T over calibration inputs x.
+
+    Raises UnsupportedError for a group that does not divide, numbers that are not finite, a Hessian that no
+    damping makes positive definite, and scales beyond float16.
+    """
+    rows, columns = weight.shape
+    rounding.check(columns)
+    _check_finite(weight, "The weight holds")
+    _check_finite(hessian, "The second moments of the layer's inputs hold")
+    group = columns if rounding.group == -1 else rounding.group
+    order = (
+        torch.argsort(hessian.diagonal(), descending=True) if rounding.act_order else torch.arange(columns)
+    )
+    rest = weight.detach().float().t()[order].contiguous()  # [in, out]: a column of the weight is one line
+    moments = hessian[order][:, order]
+    carry, damping = _carry(moments, rounding.damping)
+    share = carry.diagonal().square().reciprocal()[:, None]  # what an error of a column costs
+    codes = torch.empty(columns, rows, dtype=torch.uint8)
+    scales = torch.empty(columns // group, rows)
+    zeros = torch.empty(columns // group, rows)
+    for first in range(0, columns, _BLOCK):
+        last = min(first + _BLOCK, columns)
+        errors = torch.empty(last - first, rows)
+        for at in range(first, last):
+            of = at // group
+            if at % group == 0:
+                # Columns beyond this block have not met its errors yet.
+                ahead = rest[at : at + group].clone()
+                if at + group > last and at > first:
+                    ahead[last - at :].addmm_(
+                        carry[first:at, last : at + group].t(), errors[: at - first], alpha=-1
+                    )
+                scales[of], zeros[of] = _grid(ahead, share[at : at + group], rounding)
+            code = _codes(rest[at], scales[of], zeros[of], rounding.bits)
+            codes[at] = code.to(torch.uint8)
+            errors[at - first] = (rest[at] - (code - zeros[of]) * scales[of]) / carry[at, at]
+            rest[at + 1 : last].addr_(carry[at, at + 1 : last], errors[at - first], alpha=-1)
+        rest[last:].addmm_(carry[first:last, last:].t(), errors, alpha=-1)
+    place = torch.argsort(order)
+    result = RoundedWeight(
+        codes[place].t().contiguous(),
+        scales.half(),
+        zeros.to(torch.uint8),
+        (place // group).int(),
+        math.nan,
+        damping,
+    )
+    return replace(result, error=output_error(weight, result.dequantize(), hessian))
+
+
+def output_error(weight: Tensor, rounded: Tensor, hessian: Tensor) -> float:
+    """Mean square of (weight - rounded) x over that of weight x, by the second moments of x [in, in]."""
+    weight = weight.float()
+    lost = weight - rounded.float()
+    size = float(((weight @ hessian) * weight).sum(dtype=torch.float64))
+    return float(((lost @ hessian) * lost).sum(dtype=torch.float64)) / size if size else 0.0
+
+
+def _carry(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
+    """U, upper, with U^T U the inverse of the damped Hessian; and the damping that made it positive definite.
+
+    H read backwards has a lower factor L; L read backwards is upper, R, with H = R R^T: U is its inverse.
+    """
+    diagonal = hessian.diagonal()
+    mean = float(diagonal.mean())
+    if mean == 0:
+        return torch.eye(len(hessian)), damping
+    for _ in range(_DAMPINGS):
+        damped = hessian.clone()
+        damped.diagonal().add_(damping * mean)
+        damped.diagonal()[diagonal == 0] = mean  # never excited: alone, rounded to nearest
+        lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
+        if not failed:
+            upper = lower.flip(0, 1)
+            inverse = torch.linalg.solve_triangular(upper, torch.eye(len(upper)), upper=True)
+            if bool(torch.isfinite(inverse).all()):
+                return inverse, damping
+        damping *= 10
+    raise UnsupportedError(
+        f"The second moments of the inputs are not positive definite, not even damped by {damping / 10:g}.",
+        "Give more calibration text, or a larger damping.",
+    )
+
+
+def _grid(columns: Tensor, share: Tensor, rounding: Rounding) -> tuple[Tensor, Tensor]:
+    """Scale and zero, each [out], for columns [n, out]; share [n, 1]: the cost of a squared error in each."""
+    low, high = columns.amin(0).clamp(max=0), columns.amax(0).clamp(min=0)
+    if rounding.symmetric:
+        high = torch.maximum(-low, high)
+        low = -high
+    empty = high == low
+    low, high = torch.where(empty, -1.0, low), torch.where(empty, 1.0, high)
+    best_cost = torch.full_like(low, math.inf)
+    best_scale, best_zero = torch.empty_like(low), torch.empty_like(low)
+    for clip in _CLIPS if rounding.clip else _CLIPS[:1]:
+        scale, zero = _scale(low * clip, high * clip, rounding)
+        code = _codes(columns, scale, zero, rounding.bits)
+        cost = ((columns - (code - zero) * scale).square_() * share).sum(0)
+        better = cost < best_cost
+        for best, new in ((best_cost, cost), (best_scale, scale), (best_zero, zero)):
+            torch.where(better, new, best, out=best)
+    return best_scale, best_zero
+
+
+def _scale(low: Tensor, high: Tensor, rounding: Rounding) -> tuple[Tensor, Tensor]:
+    """As the original's quantizer (reference: model section 10), the scale as float16 will hold it."""
+    top = (1 << rounding.bits) - 1
+    scale = ((high - low) / top).half().float().clamp(min=2.0**-24)
+    if not bool(torch.isfinite(scale).all()):
+        raise UnsupportedError("A weight is too large for float16 scales.", "Keep the layer in 16 bits.")
+    if rounding.symmetric:
+        return scale, torch.full_like(scale, (top + 1) // 2)
+    return scale, (-low / scale).round().clamp(0, top)
+
+
+def _codes(values: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
+    return (values / scale).round_().add_(zero).clamp_(0, (1 << bits) - 1)
+
+
+def _check_finite(tensor: Tensor, what_holds: str) -> None:
+    if not bool(torch.isfinite(tensor).all()):
+        count = int(tensor.numel() - torch.isfinite(tensor).sum())
+        raise UnsupportedError(
+            f"{what_holds} {count} values that are not finite numbers.",
+            "Check the checkpoint, and that calibration runs without overflow (try float32).",
+        )
