@@ -58,6 +58,18 @@ def test_silu_gate(isa, dtype, shape):
     assert close(native.silu_gate(ones, extremes), reference.silu_gate(ones, extremes))
 
 
+def test_silu_of_float32_of_every_size(isa):
+    powers = torch.logspace(-38, 38.5, 4001, dtype=torch.float64)
+    x = torch.cat([powers, -powers, torch.linspace(-120, 120, 4001)]).float()
+    got = native.silu_gate(torch.ones_like(x), x).double()
+    want = x.double() * torch.sigmoid(x.double())
+    # 3e-37: where e^-x is more than float32 holds, nothing is left.
+    assert ((got - want).abs() <= want.abs() * 1e-6 + 3e-37).all()
+    assert (got[x < -100] == 0).all()
+    not_finite = torch.tensor([float("nan"), float("-inf")])
+    assert native.silu_gate(torch.ones_like(not_finite), not_finite).isnan().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_silu_of_every_16_bit_number(isa, dtype):
     x = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(dtype)
