@@ -1,6 +1,6 @@
 """Native linear kernels on the layer shapes of qwen-1.8b, against what this machine can do.
 
-    python bench/kernels.py [--threads N] [--repeats N] [--json FILE] [--layers N]
+    python bench/kernels.py [--threads N] [--repeats N] [--json FILE] [--layers N] [--rows N ...]
 
 Decode rows read a whole stack of layers (more than any cache), so GB/s is memory; the bandwidth is measured
 before and after every repeat and the share is taken against their mean. TOP/s are 2 * rows * weights / time,
@@ -126,6 +126,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="default: QWENKIT_THREADS or all CPUs")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--layers", type=int, default=LAYERS, help="layers of the stack that is read")
+    parser.add_argument("--rows", type=int, nargs="+", help="only these of the numbers of rows")
     parser.add_argument("--json", help="also write the rows to this file")
     options = parser.parse_args()
     if options.threads:
@@ -145,6 +146,8 @@ def main() -> None:
     ]
     done = []
     for weights, rows, activations, unit in plan:
+        if options.rows and rows not in options.rows:
+            continue
         layers = options.layers if unit == "GB/s" else min(2, options.layers)
         row = measure(weights, rows, layers, options.repeats, activations, unit)
         done.append(row)
