@@ -50,6 +50,17 @@ def entries(cache: Path) -> list[Path]:
     return sorted(p for p in (cache / "cache" / "derived").iterdir() if p.name.startswith("packed-"))
 
 
+@pytest.mark.parametrize("weights", ["auto", "int4"])  # packed anew, kept
+def test_loading_says_when_it_leaves_python_alone(alone, weights):
+    checkpoint = open_checkpoint(source("tiny_v1", alone))
+    said = []
+    for _ in range(2):
+        checkpoint.load_packed(
+            Packing.parse(weights, "auto"), device="cpu", dtype=torch.bfloat16, idle=lambda: said.append(1)
+        )
+    assert len(said) == 2
+
+
 @pytest.fixture
 def unread(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Call it, and from then on nobody may read the checkpoint's own weights."""

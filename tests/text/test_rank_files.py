@@ -27,6 +27,12 @@ def test_the_real_file_round_trips_byte_for_byte(vocabulary, qwen, tmp_path):
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["qwen.tiktoken"]
 
 
+def test_the_published_file_is_read_as_any_other(vocabulary, tmp_path):
+    path = tmp_path / "qwen.tiktoken"
+    path.write_bytes(vocabulary.read_bytes() + b"\n")
+    assert list(read_ranks(path).items()) == list(read_ranks(vocabulary).items())
+
+
 def lines_of(vocabulary: Path) -> list[bytes]:
     return vocabulary.read_bytes().splitlines(keepends=True)
 

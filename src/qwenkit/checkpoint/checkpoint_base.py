@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,12 +90,20 @@ class Checkpoint(ABC):
             return self._loader_for(_float(dtype)).load(device=device, dtype=dtype, progress=progress)
 
     def load_packed(
-        self, packing: Packing, *, device: torch.device | str, dtype: torch.dtype, progress: bool = False
+        self,
+        packing: Packing,
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        progress: bool = False,
+        idle: Callable[[], object] = lambda: None,
     ) -> LoadedModel:
         """As `load_model`, the linear layers packed for the native kernels where these run.
 
-        What was quantized, by others or here, is kept packed in the cache: the next start reads it. Raises
-        as `load_model`, and RequestError for a packing this checkpoint cannot have (Packing.check).
+        What was quantized, by others or here, is kept packed in the cache: the next start reads it. idle:
+        called, perhaps more than once, when from here on the work is the memory's and no longer Python's;
+        a thread of Python started before would make every small step wait for it. Raises as `load_model`,
+        and RequestError for a packing this checkpoint cannot have (Packing.check).
         """
         packing.check(self.quantization)
         device, dtype = torch.device(device), _float(dtype)
@@ -104,8 +112,9 @@ class Checkpoint(ABC):
         with torch.inference_mode(False), torch.no_grad():
             if why_not_native(device) is None and worth_keeping:
                 return load_kept(
-                    self._loader, packing, identity=self._identity, dtype=dtype, progress=progress
+                    self._loader, packing, identity=self._identity, dtype=dtype, progress=progress, idle=idle
                 )
+            idle()
             return pack_while_loading(
                 self._loader_for(dtype), packing, device=device, dtype=dtype, progress=progress
             )

@@ -58,10 +58,12 @@ def load_kept(
     identity: Callable[[], str],
     dtype: torch.dtype,
     progress: bool,
+    idle: Callable[[], object],
 ) -> LoadedModel:
     """The packed model from the cache, packed into it first if it is not there; the CPU only.
 
-    identity: gives what stands for the content of the checkpoint's files. An entry that is damaged is made
+    identity: gives what stands for the content of the checkpoint's files. idle: called when what is left
+    is to read. An entry that is damaged is made
     again, and a cache that cannot take one is done without; both are said on standard error.
     """
     store = DerivedStore()
@@ -77,7 +79,7 @@ def load_kept(
         for again in (False, True):
             place = store.get_or_make(key, make, durable=False)
             try:
-                model, left = _read(place, key, loader)
+                model, left = _read(place, key, loader, idle)
             except CheckpointError as error:
                 if again:
                     raise StoreError(error.problem, error.remedy) from error
@@ -117,12 +119,12 @@ def _write(
         file.finish({"key": key, "layers": records, "left": packer.left()})
 
 
-def _read(place: Path, key: str, loader: Loader) -> tuple[CausalLM, str | None]:
+def _read(place: Path, key: str, loader: Loader, idle: Callable[[], object]) -> tuple[CausalLM, str | None]:
     """The model of an entry. Raises CheckpointError for one that is damaged or belongs to another key."""
     file = PackedFile(place)
     if file.about.get("key") != key:
         raise CheckpointError(f"{place}: it holds another model.")
-    tensors = file.read()
+    tensors = file.read(idle)
     model = empty_model(loader.config)
     for name, record in file.about["layers"].items():
         stem = f"{name}."

@@ -154,7 +154,8 @@ class Tokenizer:
 
     def ids_without_text(self, rows: int) -> list[int]:
         """Ids below `rows` that stand for nothing: gaps, and the padding rows of an embedding that tall."""
-        gaps = [i for i, token in enumerate(self._bytes_of_id[:rows]) if token is None]
+        table = self._bytes_of_id[:rows]
+        gaps = [i for i, token in enumerate(table) if token is None] if None in table else []
         return [*gaps, *range(len(self), rows)]
 
     def __repr__(self) -> str:
