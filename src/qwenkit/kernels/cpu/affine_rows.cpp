@@ -2,7 +2,7 @@
 //
 // A few rows are bound by memory: 16 output rows a vector, codes used as they lie, several blocks read side by
 // side, each prefetched 2 KB ahead (measured with two threads, one row: 4 streams best of 1, 2, 4; 2 KB best
-// of 1 to 8). One stream a thread leaves a fifth of the bandwidth unused when all threads read.
+// of 1 to 8), the next block included. One stream a thread leaves a fifth of the bandwidth unused when all threads read.
 // Float order: within a slab groups from first to last, part = fma(scale_w, dot, part); slabs from first to last,
 // acc = fma(part, scale_x, acc); then bias. The tile kernels keep the same order, so a row of x gives the same
 // bits alone and in any batch.
@@ -37,6 +37,7 @@ void blocks_int8(const AffineJob& job, int64_t m, int64_t block) {
             for (int h = 0; h < parts; h++) acc[s][r][h] = part[s][r][h] = zero();
     const int64_t slabs = w.slabs();
     for (int64_t g = 0; g < groups; g++, p += w.group_bytes, x += w.group) {
+        const int64_t ahead = fetch_ahead(w, g, S);
         I dot[S][R][parts][chains];
         for (int s = 0; s < S; s++)
             for (int r = 0; r < R; r++)
@@ -46,7 +47,7 @@ void blocks_int8(const AffineJob& job, int64_t m, int64_t block) {
             const int8_t* here = x + line * columns;
             for (int s = 0; s < S; s++) {
                 const uint8_t* code = p + s * apart + line * 64;
-                _mm_prefetch(reinterpret_cast<const char*>(code) + prefetch_ahead, _MM_HINT_T0);
+                fetch(code + ahead);
                 for (int h = 0; h < parts; h++) {
                     const I v = iload(code + h * lanes * 4);
                     for (int r = 0; r < R; r++) {
@@ -65,7 +66,7 @@ void blocks_int8(const AffineJob& job, int64_t m, int64_t block) {
         }
         for (int s = 0; s < S; s++) {
             const uint8_t* tail = p + s * apart + w.code_bytes;
-            _mm_prefetch(reinterpret_cast<const char*>(tail) + prefetch_ahead, _MM_HINT_T0);
+            fetch(tail + ahead);
             for (int h = 0; h < parts; h++) {
                 V scale = load(reinterpret_cast<const f16*>(tail) + h * lanes);
                 if constexpr (eighths) scale = mul(scale, set(eighth));
@@ -132,7 +133,7 @@ void block_exact(const AffineJob& job, int64_t m, int64_t block) {
             };
             for (int64_t line = 0; line < lines; line++) {
                 const uint8_t* code = p + line * 64 + h * lanes * 4;
-                _mm_prefetch(reinterpret_cast<const char*>(code) + prefetch_ahead, _MM_HINT_T0);
+                fetch(code + prefetch_ahead);
                 const I v = iload(code);
                 if constexpr (BITS == 4) {
                     four_columns(low_nibbles(v), line * 8);

@@ -15,8 +15,6 @@ constexpr int most_rows = lanes == 16 ? 4 : 2;
 // Blocks read side by side: as many as their sums leave registers for.
 constexpr int streams(int rows) { return lanes == 16 ? (rows == 1 ? 4 : rows == 2 ? 2 : 1) : rows == 1 ? 2 : 1; }
 
-inline void fetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p) + prefetch_ahead, _MM_HINT_T0); }
-
 // R rows of x by S blocks.
 template <int S, int R, int BITS, int INNER, bool MINIMA>
 void blocks_nested(const AffineJob& job, int64_t m, int64_t block) {
@@ -36,6 +34,7 @@ void blocks_nested(const AffineJob& job, int64_t m, int64_t block) {
             for (int r = 0; r < R; r++)
                 for (int h = 0; h < parts; h++) total[s][r][h] = low[s][r][h] = izero();
         const uint8_t* code = p + w.head_bytes();
+        const int64_t ahead = fetch_ahead(w, g, S);
         for (int i = 0; i < inners; i++) {
             I dot[S][R][parts];
             for (int r = 0; r < R; r++) {
@@ -60,7 +59,7 @@ void blocks_nested(const AffineJob& job, int64_t m, int64_t block) {
             for (int unit = 0; unit < INNER / unit_columns; unit++, code += unit_lines * 64, x += unit_columns)
                 for (int s = 0; s < S; s++) {
                     const uint8_t* lines = code + s * apart;
-                    for (int line = 0; line < unit_lines; line++) fetch(lines + line * 64);
+                    for (int line = 0; line < unit_lines; line++) fetch(lines + line * 64 + ahead);
                     for (int h = 0; h < parts; h++) {
                         const I first = iload(lines + h * lanes * 4);
                         if constexpr (BITS == 4) {
@@ -84,7 +83,7 @@ void blocks_nested(const AffineJob& job, int64_t m, int64_t block) {
         }
         for (int s = 0; s < S; s++) {
             const uint8_t* head = p + s * apart;
-            for (int64_t at = 0; at < w.head_bytes(); at += 64) fetch(head + at);
+            for (int64_t at = 0; at < w.head_bytes(); at += 64) fetch(head + at + ahead);
             const f16* scales = reinterpret_cast<const f16*>(head + inners * (MINIMA ? 32 : 16));
             for (int h = 0; h < parts; h++)
                 for (int r = 0; r < R; r++) {

@@ -1,4 +1,4 @@
-// What the row kernels of the linear layers share: how a block of 16 outputs is written, how far weights are fetched.
+// What the row kernels of the linear layers share: how a block of 16 outputs is written, what is fetched meanwhile.
 #pragma once
 #include "affine.h"
 #include "lanes.h"
@@ -7,6 +7,14 @@ namespace qwenkit::QWENKIT_LANES {
 
 constexpr int parts = 16 / lanes;  // vectors a block of 16 output rows takes
 constexpr int prefetch_ahead = 2048;
+
+// How far ahead of group g a stream that reads every `streams`th block fetches: about 2 KB in whole groups, and from
+// its last groups on the beginning of the block that comes next, which it would else wait for (a tenth of the time).
+inline int64_t fetch_ahead(const AffineLayout& w, int64_t g, int64_t streams) {
+    const int64_t groups = (prefetch_ahead + w.group_bytes - 1) / w.group_bytes;
+    return groups * w.group_bytes + (g + groups < w.groups ? 0 : (streams - 1) * w.block_bytes);
+}
+inline void fetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
 
 template <class T>
 void write_block(const AffineJob& job, int64_t m, int64_t block, const V* acc) {
