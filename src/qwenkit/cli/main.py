@@ -20,10 +20,12 @@ from typer.core import TyperGroup
 import qwenkit
 from qwenkit.cli.bench import bench
 from qwenkit.cli.chat import chat
+from qwenkit.cli.compare import compare
 from qwenkit.cli.doctor import doctor
 from qwenkit.cli.generate import generate
 from qwenkit.cli.info import info
 from qwenkit.cli.loading import State
+from qwenkit.cli.perplexity import perplexity
 from qwenkit.cli.pull import pull
 from qwenkit.cli.tokenize import tokenize
 from qwenkit.cli.vocab import vocab
@@ -113,7 +115,7 @@ def root(
     ctx.obj = state
 
 
-for command in (chat, generate, pull, info, tokenize, doctor, vocab, bench):
+for command in (chat, generate, pull, info, tokenize, doctor, vocab, bench, perplexity, compare):
     app.command()(command)
 
 
