@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, overload
 
@@ -147,14 +148,14 @@ class Qwen:
             draft = cls.load(
                 draft_model, device=where, dtype=dtype, offline=offline, progress=shown, cache_tokens=1
             )
-        with ThreadPoolExecutor(
-            1
-        ) as beside:  # Python's work, while the weights are the disk's and the memory's
-            tokenizer = beside.submit(checkpoint.tokenizer)
-            loaded = checkpoint.load_packed(packing, device=where, dtype=number_format, progress=shown)
+        with ThreadPoolExecutor(1) as beside:
+            tokenizer = cache(lambda: beside.submit(checkpoint.tokenizer))
+            loaded = checkpoint.load_packed(
+                packing, device=where, dtype=number_format, progress=shown, idle=tokenizer
+            )
         return cls(
             loaded.model,
-            tokenizer.result(),
+            tokenizer().result(),
             generation=checkpoint.generation,
             name=located.display_name,
             is_chat=checkpoint.is_chat,
