@@ -12,7 +12,7 @@ from paged_texts import Text, run, written_out
 from torch import Tensor
 
 from qwenkit.core import UnsupportedError
-from qwenkit.kernels import native, paged_layer
+from qwenkit.kernels import native, paged_layer, reference
 from qwenkit.kernels.native_paged import UNIT, NativePagedLayer
 from qwenkit.kernels.paged import KVFormat, PagedShape, RaggedRows, TorchPagedLayer, quantize_kv
 
@@ -53,8 +53,8 @@ def whole(layer: NativePagedLayer | TorchPagedLayer, text: Text, window: int | N
 def stored(layer: NativePagedLayer, head: int, text: Text) -> tuple[Tensor, Tensor, Tensor]:
     """What a layer holds of a text: cells [2][n][d] of keys and values, scales and minima [2][n].
 
-    Restates the layout: tiles of 32 rows by 16 columns; of bf16 and codes two rows side by side; each unit
-    starts with another head.
+    Restates the layout: tiles of 32 rows by 16 columns, of bf16 two rows side by side, of codes four; keys by
+    16 tokens; each unit starts with another head.
     """
     s = layer.shape
     channels = -(-s.head_dim // 32) * 32
@@ -66,12 +66,11 @@ def stored(layer: NativePagedLayer, head: int, text: Text) -> tuple[Tensor, Tens
     per = s.block_size // UNIT
     units = units[[b * per + i for b in text.blocks for i in range(per)]]
     cells = units[:, : 2 * side].contiguous().view(kind).view(len(units), 2, -1, 512)
-    if kind in (torch.bfloat16, torch.int8):
-        tiles = cells.view(*cells.shape[:3], 16, 16, 2).transpose(-1, -2).reshape(*cells.shape[:3], 32, 16)
-    else:
-        tiles = cells.view(*cells.shape[:3], 32, 16)
+    together = {torch.bfloat16: 2, torch.int8: 4}.get(kind, 1)
+    tiles = cells.view(*cells.shape[:3], 32 // together, 16, together)
+    tiles = tiles.transpose(-1, -2).reshape(*cells.shape[:3], 32, 16)
     keys, values = tiles[:, 0], tiles[:, 1]
-    keys = keys.view(-1, channels // 32, 2, 32, 16).permute(0, 2, 4, 1, 3).reshape(-1, channels)
+    keys = keys.view(-1, 2, channels, 16).transpose(2, 3).reshape(-1, channels)
     values = values.permute(0, 2, 1, 3).reshape(-1, channels)
     n = text.length
     both = torch.stack((keys[:n, : s.head_dim], values[:n, : s.head_dim]))
@@ -103,6 +102,33 @@ def test_long_texts_agree_with_torch(isa, dtype, format, window):
     # Torch dequantizes to its type before it multiplies, the kernels after.
     tolerance = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2.5e-2}[dtype]
     torch.testing.assert_close(got, want, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("spread", [1, 6])
+@pytest.mark.parametrize("format", ["int8", "int8-affine"])
+def test_attention_of_codes_adds_no_error_to_rounding_its_result(isa, format, spread):
+    """Against float64 over the very codes that are kept; some tokens have far larger keys and values."""
+    shape = PagedShape(32, 32, 4, 2, 128, torch.bfloat16, format)
+    (text,) = texts(shape, [700])
+    text.qkv[:, :4] *= spread
+    text.qkv[::50, 4:] *= 8
+    layer = NativePagedLayer(shape)
+    got = whole(layer, text).double()
+    q = reference.apply_rotary(text.qkv[None, :, :4], text.cos[None], text.sin[None])[0]
+    q = (q * text.logn.to(q.dtype)[:, None, None]).double()
+    later = torch.ones(700, 700, dtype=torch.bool).triu(1)
+    want = torch.empty_like(got)
+    for head in range(4):
+        cells, scales, minima = (t.double() for t in stored(layer, head // 2, text))
+        keys, values = (
+            cells * scales[..., None]
+            if format == "int8"
+            else (cells + 128) * scales[..., None] + minima[..., None]
+        )
+        scores = (q[:, head] @ keys.T / 128**0.5).masked_fill(later, -torch.inf)
+        want[:, head] = scores.softmax(-1) @ values
+    rounding = want.bfloat16().double() - want
+    assert (got - want).square().mean() < 1.001 * rounding.square().mean()
 
 
 @pytest.mark.parametrize("window", [None, 300])

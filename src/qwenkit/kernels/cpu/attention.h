@@ -1,8 +1,9 @@
 // Attention over keys and values kept in blocks: where they lie, and the work of one layer in one step.
 //
-// A unit is 32 tokens of a block. The keys of a unit and head are a matrix [channels][32 tokens], its values
-// one [32 tokens][channels]; both are cut into tiles of 32 rows by 16 columns, which vectors read along the
-// columns and AMX takes as they are. bf16 and 8-bit tiles keep two rows side by side: [16][16 columns][2].
+// A unit is 32 tokens of a block. The keys of a unit and head are two matrices [channels][16 tokens], its values
+// one [32 tokens][channels]; all are cut into tiles of 32 rows by 16 columns, which vectors read along the
+// columns and AMX takes as they are. bf16 tiles keep two rows side by side, [16][16 columns][2], those of 8 bits
+// four, [8][16 columns][4].
 //
 // A query's sums are made in an order that depends on its own position alone: channels upwards, keys by
 // segments of 256 positions, each with one maximum. So its bits do not depend on what else is computed.

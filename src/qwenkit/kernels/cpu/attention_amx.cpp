@@ -1,96 +1,59 @@
-// Attention on AMX tiles: the cache's tiles are operands as they are, 32 queries are the other one.
-//
-// A segment's scores of 32 queries fit the first cache, its keys and values the second, where the next 32
-// queries of a task find them.
-#include "attention_flow.h"
+// Attention on AMX tiles over keys and values of bf16: the cache's tiles are one operand, 32 queries the other.
 #include "attention_tiles.h"
 #include "kernels.h"
 
 namespace qwenkit::amx {
 namespace {
 
-using namespace QWENKIT_LANES;
-
-inline void zero_sums() {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-}
-
-// Units that are needed later, asked for in small portions.
-class Ahead {
+class HalfTiles {
   public:
-    Ahead(const Queries& q, int64_t number, bool wanted) : bytes_(q.job.layout.head_bytes()) {
-        const int64_t end = (q.position(q.task.count - 1) + unit_tokens) / unit_tokens, first = number * segment_units;
-        for (int64_t u = first; wanted && u < end && u < first + segment_units; u++)
-            units_[count_++] = q.job.unit(q.task.row, q.task.head, u).at;
-    }
-    int64_t lines() const { return count_ * bytes_ / 64; }
-    void take(int64_t lines) {
-        if (unit_ == count_) return;
-        const char* at = units_[unit_] + taken_;
-        for (int64_t i = 0; i < lines; i++) _mm_prefetch(at + i * 64, _MM_HINT_T1);
-        taken_ += lines * 64;
-        if (taken_ < bytes_) return;
-        taken_ = 0;
-        unit_++;
-    }
+    static constexpr int64_t most = most_queries;
 
-  private:
-    const char* units_[segment_units];
-    int64_t bytes_, count_ = 0, unit_ = 0, taken_ = 0;
-};
-
-class TileTask {
-  public:
-    TileTask(const PagedJob& job, const AttendTask& task, char* memory)
-        : q_{job, task},
-          config_(task.count < 16 ? int(task.count) : 16, 64),
-          channels_(job.layout.channels()),
-          count_(task.count),
-          late_(count_ <= most_queries && job.layout.format != KvFormat::plain),
-          scratch_(memory),
-          positions_(scratch_.take<int32_t>(round_up(count_, most_queries))),
-          queries_(scratch_.take<uint16_t>(round_up(count_, most_queries) * channels_)),
-          query_sums_(scratch_.take<float>(round_up(count_, most_queries))),
-          scores_(scratch_.take<float>(most_queries * score_row)),
-          own_(scratch_.take<float>(job.part_floats(most_queries)), most_queries, channels_),
-          total_(scratch_.take<float>(task.part ? 0 : job.part_floats(count_)), count_, channels_),
-          spare_(scratch_.take<char>(job.layout.side_bytes())) {
-        const bool codes = job.layout.format != KvFormat::plain;
-        room_ = scratch_.take<uint16_t>(codes ? 2 * segment_tokens * channels_ : 0);
-        for (int64_t i = 0; i < count_; i++) positions_[i] = int32_t(q_.position(i));
+    HalfTiles(const Queries& q, const int32_t* positions, Scratch& scratch)
+        : q_(q),
+          positions_(positions),
+          config_(q.task.count < 16 ? int(q.task.count) : 16, 64),
+          channels_(q.job.layout.channels()),
+          queries_(scratch.take<uint16_t>(round_up(q.task.count, most) * channels_)),
+          scores_(scratch.take<float>(most * score_row)) {
+        for (float& factor : factors_) factor = 1.44269504f / __builtin_sqrtf(float(q.job.layout.head_dim));
         read();
     }
 
-    void run() {
-        for (int64_t number = q_.task.first_segment; number < q_.task.last_segment; number++) {
-            const Segment segment(q_, number, spare_);
-            if (!q_.task.part && number + 1 == q_.task.last_segment)
-                for (int64_t i = 0; i < count_; i++) fetch_to_write(q_.result<bf16>(i), q_.job.layout.head_dim);
-            Ahead ahead(q_, number + 1, q_.task.cold);
-            // A step is a pair of products, or a tile that is widened.
-            const int64_t units = segment.last - segment.first, groups = round_up(count_, most_queries) / most_queries;
-            const int64_t steps = units * channels_ / 16 * (late_ ? 2 : segment.scaled ? groups + 2 : groups);
-            portion_ = (ahead.lines() + steps - 1) / steps;
-            ahead_ = &ahead;
-            find_tiles(segment);
-            for (int64_t i = 0; i < count_; i += most_queries) attend(segment, i);
-        }
-        if (!q_.task.part) finish<bf16>(q_, total_);
+    void begin(const Segment& s, Ahead& ahead) {
+        const int64_t groups = round_up(q_.task.count, most) / most;
+        ahead.spread((s.last - s.first) * channels_ / 16 * groups);  // pairs of products
+        ahead_ = &ahead;
     }
+
+    void attend(const Segment& s, const Seen& seen, const Part& own) const {
+        seen.count > 16 ? multiply_keys<2>(s, seen) : multiply_keys<1>(s, seen);
+        for (int64_t i = 0; i < seen.count; i += 16) {
+            V some[16];
+            alignas(64) float down[16];
+            for (int64_t j = 0; j < 16; j++) some[j] = i + j < seen.count ? look(s, seen, i + j) : set(unseen);
+            crown(some, factors_, own.maxima + i, down);
+            for (int64_t j = 0; j < 16; j++) some[j] = i + j < seen.count ? weigh(seen, i + j, set(down[j])) : zero();
+            store(own.sums + i, total(some));
+            store(own.offsets + i, zero());
+        }
+        int64_t c = 0;
+        if (seen.count > 16)
+            for (; c < channels_; c += 32) multiply_values<2, 2>(s, seen, c, own);
+        for (; c + 64 <= channels_; c += 64) multiply_values<1, 4>(s, seen, c, own);
+        for (; c < channels_; c += 32) multiply_values<1, 2>(s, seen, c, own);
+    }
+    V output(const Part& own, int64_t i, int64_t c) const { return load(own.outputs + i * channels_ + c); }
 
   private:
     // Queries as tiles of 16 by 32 channels, those of 16 queries one after the other.
     void read() {
-        const PagedJob& job = q_.job;
-        const int64_t d = job.layout.head_dim;
+        const int64_t d = q_.job.layout.head_dim, count = q_.task.count;
         alignas(64) bf16 turned[most_channels];
         for (int64_t c = d; c < channels_; c++) turned[c] = bf16{};
-        for (int64_t i = 0; i < count_ && i < 8; i++) fetch(q_.source<bf16>(i), d);
-        for (int64_t i = 0; i < count_; i++) {
-            if (i + 8 < count_) fetch(q_.source<bf16>(i + 8), d);
+        for (int64_t i = 0; i < count && i < 8; i++) fetch(q_.source<bf16>(i), d);
+        for (int64_t i = 0; i < count; i++) {
+            if (i + 8 < count) fetch(q_.source<bf16>(i + 8), d);
             q_.turn(i, turned);
             uint16_t* line = queries_ + i / 16 * 16 * channels_ + i % 16 * 32;
             // As they were stored, by halves: a load of both would have to wait for them.
@@ -98,109 +61,22 @@ class TileTask {
                 const __m256i half = _mm256_load_si256(reinterpret_cast<const __m256i*>(turned + c));
                 _mm256_store_si256(reinterpret_cast<__m256i*>(line + c / 32 * tile_cells + c % 32), half);
             }
-            if (job.layout.format != KvFormat::affine) continue;
-            V all = zero();
-            for (int64_t c = 0; c < channels_; c += lanes) all = add(all, load(turned + c));
-            query_sums_[i] = sum(all);
         }
-    }
-
-    // Keys and values of a segment as bf16, or as codes that become it late.
-    void find_tiles(const Segment& s) {
-        const int64_t cells = channels_ * unit_tokens, tiles = channels_ / 16;
-        const bool widen = s.scaled && !late_;
-        for (int64_t u = s.first; u < s.last; u++) {
-            uint16_t* room = room_ + u * cells;
-            keys_[u] = widen ? widened(s.keys[u], tiles, room) : reinterpret_cast<const uint16_t*>(s.keys[u]);
-            room += segment_units * cells;
-            values_[u] = widen ? widened(s.values[u], tiles, room) : reinterpret_cast<const uint16_t*>(s.values[u]);
-        }
-    }
-    const uint16_t* widened(const void* codes, int64_t tiles, uint16_t* room) const {
-        for (int64_t i = 0; i < tiles; i++) {
-            ahead_->take(portion_);
-            widen_tile(static_cast<const char*>(codes) + i * tile_cells, room + i * tile_cells);
-        }
-        return room;
-    }
-    // Tiles of a unit that are multiplied after the next one's were asked for: what was just stored is not yet to
-    // be had as a tile.
-    const uint16_t* tiles_of(const uint16_t* unit, int64_t first, int64_t count, int64_t u) const {
-        if (!late_) return unit + first * tile_cells;
-        return widened(reinterpret_cast<const char*>(unit) + first * tile_cells, count,
-                       room_ + u % 2 * channels_ * unit_tokens);
-    }
-
-    // What queries first to first + 31 see of a segment; no units, if nothing.
-    Seen see(const Segment& s, int64_t first) const {
-        const int64_t count = count_ - first < most_queries ? count_ - first : most_queries;
-        const int64_t oldest = q_.job.window ? positions_[first] + 1 - q_.job.window - s.begin : 0;
-        const int64_t newest = positions_[first + count - 1] - s.begin;
-        Seen seen{first, count, s.first, newest < 0 ? 0 : newest / unit_tokens + 1};
-        if (seen.last > s.last) seen.last = s.last;
-        if (oldest > 0 && oldest / unit_tokens > seen.first) seen.first = oldest / unit_tokens;
-        if (seen.first > seen.last) seen.first = seen.last;
-        return seen;
-    }
-
-    // Queries first to first + 31 and what they see of a segment.
-    void attend(const Segment& s, int64_t first) {
-        const Seen seen = see(s, first);
-        if (seen.first == seen.last) {
-            if (q_.task.part) nothing(part_of(s.number, first), seen.count);
-            return;
-        }
-        const Weigher weigher{s, seen, scores_, positions_ + first, query_sums_ + first, q_.job.window, scale()};
-        seen.count > 16 ? multiply_keys<2>(seen) : multiply_keys<1>(seen);
-        weigher.run(own_);
-        int64_t c = 0;
-        if (seen.count > 16)
-            for (; c < channels_; c += 32) multiply_values<2, 2>(seen, c);
-        for (; c + 64 <= channels_; c += 64) multiply_values<1, 4>(seen, c);
-        for (; c < channels_; c += 32) multiply_values<1, 2>(seen, c);
-        if (q_.task.part) {
-            give(own_, part_of(s.number, first), seen.count, channels_);
-        } else if (begun_ > first) {
-            fold(own_, view(total_, first), seen.count, channels_);
-        } else {
-            begin(own_, view(total_, first), seen.count, channels_);
-            begun_ = first + seen.count;
-        }
-    }
-
-    float scale() const { return 1.44269504f / __builtin_sqrtf(float(q_.job.layout.head_dim)); }
-    Part view(const Part& p, int64_t first) const {
-        Part part = p;
-        part.outputs += first * channels_;
-        part.maxima += first;
-        part.sums += first;
-        part.offsets += first;
-        return part;
-    }
-    Part part_of(int64_t segment, int64_t first) const {
-        float* part = q_.task.part + (segment - q_.task.first_segment) * q_.job.part_floats(count_);
-        return view(Part(part, count_, channels_), first);
-    }
-    void nothing(const Part& part, int64_t count) const {
-        clear(part, count, channels_);
-        for (int64_t i = 0; i < count; i++) part.offsets[i] = 0;
     }
 
     // HALVES of 16 queries by the 32 keys of each unit.
     template <int HALVES>
-    void multiply_keys(const Seen& seen) const {
-        const int64_t tiles = channels_ / 16;
-        const uint16_t* next = tiles_of(keys_[seen.first], 0, tiles, seen.first);
+    void multiply_keys(const Segment& s, const Seen& seen) const {
         for (int64_t u = seen.first; u < seen.last; u++) {
-            const uint16_t *x = queries_ + seen.query * channels_, *keys = next;
-            if (u + 1 < seen.last) next = tiles_of(keys_[u + 1], 0, tiles, u + 1);
+            const uint16_t* x = queries_ + seen.query * channels_;
+            const uint16_t* keys = reinterpret_cast<const uint16_t*>(s.keys[u]);
             zero_sums();
-            for (int64_t c = 0; c < channels_; c += 32, x += tile_cells, keys += 2 * tile_cells) {
-                if (!late_) ahead_->take(portion_);
+            for (int64_t c = 0; c < channels_; c += 32, x += tile_cells, keys += tile_cells) {
+                ahead_->take();
                 _tile_loadd(4, x, 64);
                 _tile_loadd(6, keys, 64);
                 _tile_dpbf16ps(0, 4, 6);
-                _tile_loadd(7, keys + tile_cells, 64);
+                _tile_loadd(7, keys + channels_ * 16, 64);
                 _tile_dpbf16ps(1, 4, 7);
                 if constexpr (HALVES == 2) {
                     _tile_loadd(5, x + 16 * channels_, 64);
@@ -218,16 +94,50 @@ class TileTask {
         }
     }
 
+    // The largest scores of a query, lane by lane; those masked go back.
+    V look(const Segment& s, const Seen& seen, int64_t i) const {
+        const int64_t newest = positions_[seen.query + i] - s.begin;
+        const int64_t oldest = q_.job.window ? newest + 1 - q_.job.window : 0;
+        V top[2] = {set(unseen), set(unseen)};
+        each_unit(seen, oldest, newest, [&](int64_t u, bool partly) {
+            for (int64_t h = 0; h < 2; h++) {
+                const int64_t key = u * unit_tokens + h * 16;
+                float* at = scores_ + i * score_row + key;
+                V v = load(at);
+                if (partly) {
+                    v = between(v, set(unseen), oldest - key, newest - key);
+                    store(at, v);
+                }
+                top[h] = max(top[h], v);
+            }
+        });
+        return max(top[0], top[1]);
+    }
+
+    // Weights as bf16 at the start of a query's scores. Returns their sums, lane by lane.
+    V weigh(const Seen& seen, int64_t i, V down) const {
+        const V factor = set(factors_[0]);
+        V totals[2] = {zero(), zero()};
+        float* row = scores_ + i * score_row;
+        for (int64_t u = seen.first; u < seen.last; u++) {
+            V p[2];
+            for (int64_t h = 0; h < 2; h++) {
+                p[h] = weight(fma(load(row + u * unit_tokens + h * 16), factor, down));
+                totals[h] = add(totals[h], p[h]);
+            }
+            istore(row + u * 16, I(_mm512_cvtne2ps_pbh(p[1], p[0])));
+        }
+        return add(totals[0], totals[1]);
+    }
+
     // By COLUMNS tiles of the values of each unit, from channel c on.
     template <int HALVES, int COLUMNS>
-    void multiply_values(const Seen& seen, int64_t c) const {
+    void multiply_values(const Segment& s, const Seen& seen, int64_t c, const Part& own) const {
         static_assert(HALVES * COLUMNS <= 4);
-        const uint16_t* next = tiles_of(values_[seen.first], c / 16, COLUMNS, seen.first);
         zero_sums();
         for (int64_t u = seen.first; u < seen.last; u++) {
-            const uint16_t* values = next;
-            if (u + 1 < seen.last) next = tiles_of(values_[u + 1], c / 16, COLUMNS, u + 1);
-            if (!late_) ahead_->take(portion_ * COLUMNS / 2);
+            const uint16_t* values = reinterpret_cast<const uint16_t*>(s.values[u]) + c * 32;
+            for (int i = 0; i < COLUMNS / 2; i++) ahead_->take();
             const float* x = scores_ + u * 16;  // weights in place of scores
             _tile_loadd(4, x, score_row * 4);
             _tile_loadd(6, values, 64);
@@ -247,7 +157,7 @@ class TileTask {
             }
         }
         const int64_t row = channels_ * 4;
-        float* y = own_.outputs + c;
+        float* y = own.outputs + c;
         _tile_stored(0, y, row);
         _tile_stored(1, y + 16, row);
         if constexpr (HALVES == 2) {
@@ -260,25 +170,21 @@ class TileTask {
         }
     }
 
-    const Queries q_;
+    const Queries& q_;
+    const int32_t* positions_;
     const TileConfig config_;
-    const int64_t channels_, count_;
-    const bool late_;  // codes are read once, by few queries: as tiles they need not leave the first cache
-    Scratch scratch_;
-    int32_t* positions_;
+    const int64_t channels_;
     uint16_t* queries_;
-    float *query_sums_, *scores_;
-    const Part own_, total_;
-    char* spare_;
-    uint16_t* room_;
+    float* scores_;
+    float factors_[16];  // from q k to exponents of 2
     Ahead* ahead_ = nullptr;
-    int64_t portion_ = 0;
-    int64_t begun_ = 0;  // queries that have a total
-    const uint16_t *keys_[segment_units], *values_[segment_units];
 };
 
 }  // namespace
 
-void attend(const PagedJob& job, const AttendTask& task, char* scratch) { TileTask(job, task, scratch).run(); }
+void attend(const PagedJob& job, const AttendTask& task, char* scratch) {
+    if (job.layout.format == KvFormat::plain) TileTask<HalfTiles>(job, task, scratch).run();
+    else attend_codes(job, task, scratch);
+}
 
 }  // namespace qwenkit::amx

@@ -186,8 +186,17 @@ inline void weigh(const Queries& q, const Segment& s, float* scores, const float
     }
 }
 
+// The outputs of a part from memory.
+struct Outputs {
+    const float* at;
+    int64_t channels;
+    V operator()(int64_t i, int64_t c) const { return load(at + i * channels + c); }
+};
+
 // Adds a segment's sums to the total. The first one arrives unchanged: its factor is 1, the other's 0.
-inline void fold(const Part& segment, const Part& total, int64_t count, int64_t channels) {
+// output(i, c): the segment's outputs of query i from channel c on.
+template <class Output>
+inline void fold(const Part& segment, const Part& total, int64_t count, int64_t channels, Output&& output) {
     alignas(64) float olds[lanes], mores[lanes];
     for (int64_t first = 0; first < count; first += lanes) {
         const V a = load(total.maxima + first), b = load(segment.maxima + first), most = max(a, b);
@@ -199,15 +208,15 @@ inline void fold(const Part& segment, const Part& total, int64_t count, int64_t 
         for (int64_t i = first; i < count && i < first + lanes; i++) {
             const V old = set(olds[i - first]), more = set(mores[i - first]), offset = set(segment.offsets[i]);
             float* out = total.outputs + i * channels;
-            const float* in = segment.outputs + i * channels;
             for (int64_t c = 0; c < channels; c += lanes)
-                store(out + c, fma(load(out + c), old, mul(add(load(in + c), offset), more)));
+                store(out + c, fma(load(out + c), old, mul(add(output(i, c), offset), more)));
         }
     }
 }
 
 // The same for the first segment, of which nothing was added before.
-inline void begin(const Part& segment, const Part& total, int64_t count, int64_t channels) {
+template <class Output>
+inline void begin(const Part& segment, const Part& total, int64_t count, int64_t channels, Output&& output) {
     for (int64_t i = 0; i < count; i += lanes) {
         store(total.maxima + i, load(segment.maxima + i));
         store(total.sums + i, load(segment.sums + i));
@@ -215,14 +224,14 @@ inline void begin(const Part& segment, const Part& total, int64_t count, int64_t
     for (int64_t i = 0; i < count; i++) {
         const V offset = set(segment.offsets[i]);
         float* out = total.outputs + i * channels;
-        const float* in = segment.outputs + i * channels;
-        for (int64_t c = 0; c < channels; c += lanes) store(out + c, add(add(load(in + c), offset), zero()));  // no -0
+        for (int64_t c = 0; c < channels; c += lanes) store(out + c, add(add(output(i, c), offset), zero()));  // no -0
     }
 }
 
-inline void give(const Part& from, const Part& to, int64_t count, int64_t channels) {
-    __builtin_memcpy(to.outputs, from.outputs, size_t(count * channels) * sizeof(float));
+template <class Output>
+inline void give(const Part& from, const Part& to, int64_t count, int64_t channels, Output&& output) {
     for (int64_t i = 0; i < count; i++) {
+        for (int64_t c = 0; c < channels; c += lanes) store(to.outputs + i * channels + c, output(i, c));
         to.maxima[i] = from.maxima[i];
         to.sums[i] = from.sums[i];
         to.offsets[i] = from.offsets[i];
@@ -284,8 +293,9 @@ inline void run_task(const PagedJob& job, const AttendTask& task, char* memory) 
         weigh(q, segment, scores, query_sums, scale, own, products);
         products.values(segment, own.outputs);
         float* part = task.part + (number - task.first_segment) * job.part_floats(task.count);
-        if (task.part) give(own, Part(part, task.count, channels), task.count, channels);
-        else fold(own, total, task.count, channels);
+        const Outputs outputs{own.outputs, channels};
+        if (task.part) give(own, Part(part, task.count, channels), task.count, channels, outputs);
+        else fold(own, total, task.count, channels, outputs);
     }
     if (!task.part) finish<T>(q, total);
 }

@@ -9,21 +9,24 @@ constexpr int parts = 16 / lanes;          // vectors of a row of a tile
 constexpr int side = lanes == 16 ? 2 : 1;  // tiles side by side
 constexpr int most_rows = lanes == 16 ? 4 : 2;
 
-// Rows 2j and 2j + 1 of a tile, columns from p * lanes on.
-inline void pair(const bf16* tile, int64_t j, int p, V& even, V& odd) {
-    const I v = iload(tile + j * 32 + p * lanes * 2);
-    even = floats(left<16>(v));
-    odd = floats(iand(v, iset(int(0xffff0000))));
+// Rows 4j to 4j + 3 of a tile, columns from p * lanes on.
+inline void four(const bf16* tile, int64_t j, int p, V* rows) {
+    for (int i = 0; i < 2; i++) {
+        const I v = iload(tile + (2 * j + i) * 32 + p * lanes * 2);
+        rows[2 * i] = floats(left<16>(v));
+        rows[2 * i + 1] = floats(iand(v, iset(int(0xffff0000))));
+    }
 }
-inline void pair(const int8_t* tile, int64_t j, int p, V& even, V& odd) {
-    const I v = widen(reinterpret_cast<const uint16_t*>(tile + j * 32 + p * lanes * 2));
-    even = to_float(right_signed<24>(left<24>(v)));
-    odd = to_float(right_signed<24>(left<16>(v)));
+inline void four(const int8_t* tile, int64_t j, int p, V* rows) {
+    const I v = iload(tile + j * 64 + p * lanes * 4);
+    rows[0] = to_float(right_signed<24>(left<24>(v)));
+    rows[1] = to_float(right_signed<24>(left<16>(v)));
+    rows[2] = to_float(right_signed<24>(left<8>(v)));
+    rows[3] = to_float(right_signed<24>(v));
 }
 template <class C>
-inline void pair(const C* tile, int64_t j, int p, V& even, V& odd) {
-    even = load(tile + 2 * j * 16 + p * lanes);
-    odd = load(tile + (2 * j + 1) * 16 + p * lanes);
+inline void four(const C* tile, int64_t j, int p, V* rows) {
+    for (int i = 0; i < 4; i++) rows[i] = load(tile + (4 * j + i) * 16 + p * lanes);
 }
 
 // R rows of x times `side` columns of tiles: even and odd rows of the tiles have sums of their own.
@@ -36,17 +39,19 @@ struct Sums {
             for (int s = 0; s < side; s++)
                 for (int p = 0; p < parts; p++) even[r][s][p] = odd[r][s][p] = zero();
     }
+    // next: from a tile to the one at its side.
     template <class C>
-    void multiply(const float* x, int64_t row, const C* tile) {
-        for (int64_t j = 0; j < 16; j++)
+    void multiply(const float* x, int64_t row, const C* tile, int64_t next) {
+        for (int64_t j = 0; j < 8; j++)
             for (int s = 0; s < side; s++)
                 for (int p = 0; p < parts; p++) {
-                    V a, b;
-                    pair(tile + s * tile_cells, j, p, a, b);
-                    for (int r = 0; r < R; r++) {
-                        even[r][s][p] = fma(set(x[r * row + 2 * j]), a, even[r][s][p]);
-                        odd[r][s][p] = fma(set(x[r * row + 2 * j + 1]), b, odd[r][s][p]);
-                    }
+                    V rows[4];
+                    four(tile + s * next, j, p, rows);
+                    for (int i = 0; i < 4; i += 2)
+                        for (int r = 0; r < R; r++) {
+                            even[r][s][p] = fma(set(x[r * row + 4 * j + i]), rows[i], even[r][s][p]);
+                            odd[r][s][p] = fma(set(x[r * row + 4 * j + i + 1]), rows[i + 1], odd[r][s][p]);
+                        }
                 }
     }
     void write(float* y, int64_t row) const {
@@ -67,10 +72,10 @@ class RowProducts {
         for (int64_t u = s.first; u < s.last; u++)
             by_rows([&]<int R>(int64_t i, Rows<R>) {
                 for (int64_t half = 0; half < 2; half += side) {
-                    const C* keys = reinterpret_cast<const C*>(s.keys[u]) + half * tile_cells;
+                    const C* keys = reinterpret_cast<const C*>(s.keys[u]) + half * channels_ * 16;
                     Sums<R> sums;
-                    for (int64_t c = 0; c < channels_; c += 32, keys += 2 * tile_cells)
-                        sums.multiply(queries_ + i * channels_ + c, channels_, keys);
+                    for (int64_t c = 0; c < channels_; c += 32, keys += tile_cells)
+                        sums.multiply(queries_ + i * channels_ + c, channels_, keys, channels_ * 16);
                     sums.write(at(u, i) + half * 16, unit_tokens);
                 }
             });
@@ -83,7 +88,7 @@ class RowProducts {
             by_rows([&]<int R>(int64_t i, Rows<R>) {
                 Sums<R> sums;
                 for (int64_t u = s.first; u < s.last; u++)
-                    sums.multiply(at(u, i), unit_tokens, reinterpret_cast<const C*>(s.values[u]) + c * 32);
+                    sums.multiply(at(u, i), unit_tokens, reinterpret_cast<const C*>(s.values[u]) + c * 32, tile_cells);
                 sums.write(outputs + i * channels_ + c, channels_);
             });
     }
@@ -125,8 +130,10 @@ void merge(const PagedJob& job, const AttendTask& task, char* scratch) {
     const int64_t channels = job.layout.channels(), count = task.count;
     const Part total(reinterpret_cast<float*>(scratch), count, channels);
     clear(total, count, channels);
-    for (int64_t i = 0; i < task.last_segment - task.first_segment; i++)
-        fold(Part(task.part + i * job.part_floats(count), count, channels), total, count, channels);
+    for (int64_t i = 0; i < task.last_segment - task.first_segment; i++) {
+        const Part part(task.part + i * job.part_floats(count), count, channels);
+        fold(part, total, count, channels, Outputs{part.outputs, channels});
+    }
     if (job.layout.type == Dtype::f32) finish<float>(q, total);
     else if (job.layout.type == Dtype::bf16) finish<bf16>(q, total);
     else finish<f16>(q, total);

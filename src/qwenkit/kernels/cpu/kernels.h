@@ -85,7 +85,8 @@ void affine_int8(const AffineJob&, int64_t first_panel, int64_t last_panel);
 void affine_exact(const AffineJob&, int64_t first_panel, int64_t last_panel);
 void nested_int8(const AffineJob&, int64_t first_panel, int64_t last_panel);
 void bf16_linear(const Bf16Job&, int64_t first_panel, int64_t last_panel);
-void attend(const PagedJob&, const AttendTask&, char* scratch);  // of bf16
+void attend(const PagedJob&, const AttendTask&, char* scratch);        // of bf16
+void attend_codes(const PagedJob&, const AttendTask&, char* scratch);  // the same over a cache of codes
 }  // namespace amx
 
 }  // namespace qwenkit

@@ -5,11 +5,12 @@
 namespace qwenkit::QWENKIT_LANES {
 namespace {
 
-// A cell of bf16 or of a code has its neighbour row beside it; see attention.h.
-template <class C> constexpr bool paired = sizeof(C) == 1;
-template <> constexpr bool paired<bf16> = true;
+// Rows of a tile that lie side by side; see attention.h.
+template <class C> constexpr int64_t together = 1;
+template <> constexpr int64_t together<bf16> = 2;
+template <> constexpr int64_t together<int8_t> = 4;
 
-// Codes are kept around zero, 128 below the unsigned ones, so that a code is exact in bf16 and small.
+// Codes are kept around zero, 128 below the unsigned ones: small, and signed bytes multiply.
 template <class T>
 void quantize(const T* x, int64_t n, KvFormat format, int8_t* codes, float* scale, float* minimum) {
     alignas(64) float floats[most_channels];
@@ -44,36 +45,20 @@ void quantize(const T* x, int64_t n, KvFormat format, int8_t* codes, float* scal
     if (affine) *minimum = least;
 }
 
-// Two neighbour rows of a column.
-inline void copy_pair(bf16* to, const bf16* from) { __builtin_memcpy(to, from, 4); }
-inline void copy_pair(int8_t* to, const int8_t* from) { __builtin_memcpy(to, from, 2); }
-
-// x has zeros up to whole tiles of channels.
 template <class C>
 void put_key(char* side, const C* x, int64_t channels, int64_t token) {
-    C* tile = reinterpret_cast<C*>(side) + token / 16 * tile_cells;
-    const int64_t n = token % 16, pairs = (channels + 1) / 2;
-    for (int64_t first = 0; first < pairs; first += 16, tile += 2 * tile_cells) {
-        const int64_t count = pairs - first < 16 ? pairs - first : 16;
-        for (int64_t k = 0; k < count; k++) {
-            const C* two = x + 2 * (first + k);
-            if constexpr (paired<C>) {
-                copy_pair(tile + (k * 16 + n) * 2, two);
-            } else {
-                tile[2 * k * 16 + n] = two[0];
-                tile[(2 * k + 1) * 16 + n] = two[1];
-            }
-        }
-    }
+    constexpr int64_t n = together<C>;
+    C* cell = reinterpret_cast<C*>(side) + token / 16 * round_up(channels, 32) * 16 + token % 16 * n;
+    for (int64_t c = 0; c < channels; c += n, cell += 16 * n)
+        for (int64_t i = 0; i < n && c + i < channels; i++) cell[i] = x[c + i];
 }
 
 template <class C>
 void put_value(char* side, const C* x, int64_t channels, int64_t token) {
-    C* row = reinterpret_cast<C*>(side) + (paired<C> ? token / 2 * 32 + token % 2 : token * 16);
-    for (int64_t c = 0; c < channels; c += 16, row += tile_cells) {
-        const int64_t count = channels - c < 16 ? channels - c : 16;
-        for (int64_t n = 0; n < count; n++) row[paired<C> ? 2 * n : n] = x[c + n];
-    }
+    constexpr int64_t n = together<C>;
+    C* row = reinterpret_cast<C*>(side) + token / n * n * 16 + token % n;
+    for (int64_t c = 0; c < channels; c += 16, row += tile_cells)
+        for (int64_t i = 0; i < 16 && c + i < channels; i++) row[i * n] = x[c + i];
 }
 #if defined(__AVX512F__)
 template <>
@@ -88,12 +73,12 @@ void put_value(char* side, const bf16* x, int64_t channels, int64_t token) {
 }
 template <>
 void put_value(char* side, const int8_t* x, int64_t channels, int64_t token) {
-    int8_t* row = reinterpret_cast<int8_t*>(side) + token / 2 * 32;
-    const __mmask32 mine = token % 2 ? 0xaaaaaaaau : 0x55555555u;
+    int8_t* row = reinterpret_cast<int8_t*>(side) + token / 4 * 64;
+    const __m512i shift = _mm512_set1_epi32(int(token % 4 * 8));
     for (int64_t c = 0; c < channels; c += 16, row += tile_cells) {
         const int64_t count = channels - c < 16 ? channels - c : 16;
-        const __m256i v = _mm256_cvtepu8_epi16(_mm_maskz_loadu_epi8(__mmask16((1u << count) - 1), x + c));
-        _mm256_mask_storeu_epi8(row, mine, token % 2 ? _mm256_slli_epi16(v, 8) : v);
+        const I v = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(__mmask16((1u << count) - 1), x + c));
+        _mm512_mask_storeu_epi8(row, 0x1111111111111111ull << token % 4, _mm512_sllv_epi32(v, shift));
     }
 }
 
@@ -119,38 +104,31 @@ inline void transpose(I (&r)[16]) {
         r[i % 4 + i / 4 * 4 + 8] = _mm512_shuffle_i32x4(s[i], s[i + 8], 0xdd);
     }
 }
-inline I widen_pairs(const bf16* x) { return iload(x); }
-inline I widen_pairs(const int8_t* x) { return widen(reinterpret_cast<const uint16_t*>(x)); }
-inline void store_pairs(bf16* to, I v) { istore(to, v); }
-inline void store_pairs(int8_t* to, I v) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(v));
-}
-inline I interleave(const bf16* a, const bf16* b) {
-    return _mm512_or_si512(widen(&a->bits), left<16>(widen(&b->bits)));
-}
-inline I interleave(const int8_t* a, const int8_t* b) {
-    const I high = left<8>(widen(reinterpret_cast<const uint8_t*>(b)));
-    return _mm512_or_si512(widen(reinterpret_cast<const uint8_t*>(a)), high);
-}
+inline I wide(const bf16* p) { return widen(&p->bits); }
+inline I wide(const int8_t* p) { return widen(reinterpret_cast<const uint8_t*>(p)); }
 
 // x: [16][channels], whole tiles of channels.
 template <class C>
 void put_keys(char* side, const C* x, int64_t channels, int64_t token) {
-    C* tile = reinterpret_cast<C*>(side) + token / 16 * tile_cells;
-    for (int64_t c = 0; c < channels; c += 32, tile += 2 * tile_cells) {
-        I rows[16];
-        for (int64_t t = 0; t < 16; t++) rows[t] = widen_pairs(x + t * channels + c);
-        transpose(rows);
-        for (int64_t k = 0; k < 16; k++) store_pairs(tile + k * 32, rows[k]);
+    C* line = reinterpret_cast<C*>(side) + token * channels;
+    constexpr int64_t cells = 64 / sizeof(C);
+    for (int64_t c = 0; c < channels; c += cells) {
+        I lines[16];
+        for (int64_t t = 0; t < 16; t++) lines[t] = iload(x + t * channels + c);
+        transpose(lines);
+        for (int64_t k = 0; k < 16 && c + k * together<C> < channels; k++, line += cells) istore(line, lines[k]);
     }
 }
 template <class C>
 void put_values(char* side, const C* x, int64_t step, int64_t channels, int64_t token) {
-    C* row = reinterpret_cast<C*>(side) + token / 2 * 32;
-    for (int64_t c = 0; c + 16 <= channels; c += 16, row += tile_cells)
-        for (int64_t t = 0; t < 16; t += 2) {
-            const C* pair = x + t * step + c;
-            store_pairs(row + t * 16, interleave(pair, pair + step));
+    C* line = reinterpret_cast<C*>(side) + token * 16;
+    for (int64_t c = 0; c + 16 <= channels; c += 16, line += tile_cells)
+        for (int64_t t = 0; t < 16; t += together<C>) {
+            const C* first = x + t * step + c;
+            I cells = iadd(wide(first), left<8 * sizeof(C)>(wide(first + step)));
+            if constexpr (sizeof(C) == 1)
+                cells = iadd(cells, iadd(left<16>(wide(first + 2 * step)), left<24>(wide(first + 3 * step))));
+            istore(line + t * 16, cells);
         }
 }
 #endif
@@ -219,7 +197,7 @@ class Keeper {
     bool put_16(const KvUnit& unit, int64_t first, int64_t slot) {
         const bool plain = l_.format == KvFormat::plain;
         const int64_t channels = l_.channels();
-        if (l_.head_dim % 16 || (plain && !paired<T>)) return false;
+        if (l_.head_dim % 16 || (plain && together<T> == 1)) return false;
         fetch_to_write(unit.keys(), l_.side_bytes());
         fetch_to_write(unit.values(), l_.side_bytes());
         for (int64_t i = 0; i < 16; i++) {
@@ -227,7 +205,7 @@ class Keeper {
             const T* key = turn(first + i, turned_ + (plain ? i * channels : 0));
             if (!plain) round_key(unit, key, slot + i, codes_ + i * channels);
         }
-        if constexpr (paired<T>) {
+        if constexpr (together<T> > 1) {
             if (plain) {
                 put_keys<T>(unit.keys(), turned_, channels, slot);
                 const int64_t step = value(1) - value(0);

@@ -8,18 +8,20 @@
 namespace qwenkit::amx {
 
 // Tiles from `first_weight` on hold columns of the weight. Those before hold sums or rows of x: by default 0-3 are
-// sums, 4 and 5 rows of x, 6 and 7 weights; sums have as many rows, and rows of 64 bytes.
+// sums, 4 and 5 rows of x, 6 and 7 weights; sums have as many rows, and rows of 64 bytes. `other_bytes`: of the rows
+// in tile 5, which then goes with 7, and 4 with 6.
 class TileConfig {
   public:
-    TileConfig(int x_rows, int row_bytes, int first_weight = 6) {
+    TileConfig(int x_rows, int row_bytes, int first_weight = 6, int other_bytes = 0) {
         struct alignas(64) {
             uint8_t palette = 1, start_row = 0, reserved[14] = {};
             uint16_t row_bytes[16] = {};
             uint8_t rows[16] = {};
         } shape;
         for (int i = 0; i < 8; i++) {
-            shape.row_bytes[i] = uint16_t(i == 4 || i == 5 ? row_bytes : 64);
-            shape.rows[i] = uint8_t(i >= first_weight ? row_bytes / 4 : x_rows);
+            const int bytes = i % 2 && other_bytes ? other_bytes : row_bytes;
+            shape.row_bytes[i] = uint16_t(i == 4 || i == 5 ? bytes : 64);
+            shape.rows[i] = uint8_t(i >= first_weight ? bytes / 4 : x_rows);
         }
         // GCC 12 believes only the first 8 bytes are read and drops the other stores; without this barrier
         // the configuration is garbage and the process dies at the first tile instruction.
