@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qwenkit.checkpoint.checkpoint import open_checkpoint
     from qwenkit.checkpoint.checkpoint_base import Checkpoint
+    from qwenkit.checkpoint.conversion import Conversion, plan_conversion
     from qwenkit.checkpoint.layout import to_v1
     from qwenkit.checkpoint.safetensors_writer import PlannedTensor
     from qwenkit.checkpoint.sources.demo import DEMOS
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "open_checkpoint": "checkpoint",
     "Checkpoint": "checkpoint_base",
+    "Conversion": "conversion",
+    "plan_conversion": "conversion",
     "to_v1": "layout",
     "PlannedTensor": "safetensors_writer",
     "DEMOS": "sources.demo",
@@ -41,6 +44,7 @@ _HOMES = {
 __all__ = [
     "DEMOS",
     "Checkpoint",
+    "Conversion",
     "DerivedStore",
     "Located",
     "PlannedTensor",
@@ -49,6 +53,7 @@ __all__ = [
     "cache_root",
     "locate",
     "open_checkpoint",
+    "plan_conversion",
     "pull",
     "resize_vocabulary",
     "to_v1",

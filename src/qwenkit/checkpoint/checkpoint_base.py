@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from qwenkit.checkpoint.gptq_config import GPTQConfig
 from qwenkit.checkpoint.loading import Loader
 from qwenkit.checkpoint.names import Layout
 from qwenkit.checkpoint.packed_model import LoadedModel, identity_of, load_kept, pack_while_loading
+from qwenkit.checkpoint.rewriting import planned_tensors
 from qwenkit.checkpoint.safetensors_writer import PlannedTensor
 from qwenkit.checkpoint.stamps import content_hash
 from qwenkit.checkpoint.tensor_source import TensorEntry, TensorSource
@@ -52,6 +54,21 @@ class Checkpoint(ABC):
 
     @property
     @abstractmethod
+    def chat_template(self) -> str | None:
+        """The Jinja chat template stored with the tokenizer, None where there is none."""
+
+    @property
+    @abstractmethod
+    def has_tokenizer(self) -> bool:
+        """Whether any tokenizer is stored with the weights."""
+
+    @property
+    def gptq(self) -> GPTQConfig | None:
+        """How linear layers were quantized by GPTQ, None where they were not."""
+        return self._loader.gptq
+
+    @property
+    @abstractmethod
     def _loader(self) -> Loader:
         """Reads the checkpoint's own files."""
 
@@ -67,13 +84,15 @@ class Checkpoint(ABC):
         """Compare all headers with the configuration. Raises CheckpointError for anything amiss."""
         self._loader.check()
 
-    def planned(self, dtype: torch.dtype) -> Sequence[PlannedTensor]:
+    def planned(self, dtype: torch.dtype | None = None) -> Sequence[PlannedTensor]:
         """All tensors under their canonical names in `dtype`, each read when asked for: for rewriting.
 
-        Raises UnsupportedError for packed weights and other dtypes, CheckpointError as `check`.
+        Without `dtype` as they are stored: GPTQ in its parts, GGUF blocks as float32. Raises
+        UnsupportedError for packed weights in a `dtype` and other dtypes, CheckpointError as `check`.
         """
         self._loader.check()
-        return self._loader_for(_float(dtype)).planned(dtype)
+        loader = self._loader if dtype is None else self._loader_for(_float(dtype))
+        return planned_tensors(loader, dtype)
 
     def load_model(
         self, *, device: torch.device | str = "cpu", dtype: torch.dtype, progress: bool = False

@@ -25,6 +25,8 @@ from qwenkit.model import ModelConfig
 if TYPE_CHECKING:
     from qwenkit.text import Tokenizer
 
+_VOCABULARIES = ("qwen.tiktoken", "tokenizer.json", "vocab.json")
+
 
 class FolderCheckpoint(Checkpoint):
     """A folder with config.json: the v1 or the Qwen2 layout, float or GPTQ."""
@@ -46,17 +48,19 @@ class FolderCheckpoint(Checkpoint):
         raw = read_json_if_any(file)
         about = read_json_if_any(self.path / "tokenizer_config.json")
         if self.layout == "qwen-v1":
-            return v1_generation(raw, self.config.vocab_size, file, self._template(about))
+            return v1_generation(raw, self.config.vocab_size, file, self.chat_template)
         return qwen2_generation(
             raw,
             chat=is_qwen2_chat(raw, about),
-            template=self._template(about),
+            template=self.chat_template,
             vocab_size=self.config.vocab_size,
             file=file,
         )
 
-    def _template(self, about: Mapping[str, Any] | None) -> str | None:
+    @cached_property
+    def chat_template(self) -> str | None:
         """chat_template of tokenizer_config.json, or the file chat_template.jinja that newer tools write."""
+        about = read_json_if_any(self.path / "tokenizer_config.json")
         beside = self.path / "chat_template.jinja"
         if beside.exists():
             check_file(beside)
@@ -67,10 +71,14 @@ class FolderCheckpoint(Checkpoint):
             template = named.get("default")
         return template if isinstance(template, str) else None
 
+    @property
+    def has_tokenizer(self) -> bool:
+        return any((self.path / name).exists() for name in _VOCABULARIES)
+
     def tokenizer(self) -> Tokenizer:
         from qwenkit.text import Tokenizer
 
-        for name in ("qwen.tiktoken", "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"):
+        for name in (*_VOCABULARIES, "merges.txt", "tokenizer_config.json"):
             if (self.path / name).exists():
                 check_file(self.path / name)
         return Tokenizer.from_folder(self.path)

@@ -61,9 +61,7 @@ def v1_generation(
         raise CheckpointError(f"{file}: chat_format is {chat_format!r}.", "It must be 'chatml' or 'raw'.")
     chat = chat_format == "chatml"
     stops = (IM_END, IM_START, END_OF_TEXT) if chat else (END_OF_TEXT,)
-    window = values.get("max_window_size", V1_CHAT["max_window_size"] if chat else None)
-    if window is not None and (type(window) is not int or window < 1):
-        raise CheckpointError(f"{file}: max_window_size is {window!r}.", "It must be a whole number above 0.")
+    window = _window(values, V1_CHAT["max_window_size"] if chat else None, file)
     return GenerationConfig(
         # max_generate_size is the name of August 2023.
         sampling=_sampling(values, values.get("max_generate_size", 512), file),
@@ -88,6 +86,7 @@ def qwen2_generation(
         sampling=_sampling(values, 2048, file),
         stop_token_ids=_stops(stops, values, vocab_size, file),
         chat_format="chatml" if chat else "raw",
+        max_window_size=_window(values, None, file),
         default_system=template_system(template),
     )
 
@@ -125,8 +124,10 @@ def template_system(template: str | None) -> str:
 def is_qwen2_chat(generation: Mapping[str, Any] | None, tokenizer: Mapping[str, Any] | None) -> bool:
     """True if the model ends its turns: Instruct models stop at <|im_end|>, base models at <|endoftext|>.
 
-    A chat template proves nothing: base models of the family ship one too.
+    A chat template proves nothing: base models of the family ship one too. A file that qwenkit wrote says it.
     """
+    if generation is not None and generation.get("chat_format") in ("chatml", "raw"):
+        return bool(generation["chat_format"] == "chatml")
     if generation is not None and "eos_token_id" in generation:
         eos = generation["eos_token_id"]
         return IM_END in (eos if isinstance(eos, list) else [eos])
@@ -173,6 +174,13 @@ def _sampling(values: Mapping[str, Any], max_tokens: Any, file: Path) -> Samplin
         )
     except RequestError as error:
         raise CheckpointError(f"{file}: {error.problem}", error.remedy) from error
+
+
+def _window(values: Mapping[str, Any], default: int | None, file: Path) -> int | None:
+    window = values.get("max_window_size", default)
+    if window is not None and (type(window) is not int or window < 1):
+        raise CheckpointError(f"{file}: max_window_size is {window!r}.", "It must be a whole number above 0.")
+    return window
 
 
 def _stops(

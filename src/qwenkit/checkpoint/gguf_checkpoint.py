@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,6 +14,7 @@ from qwenkit.checkpoint.checkpoint_base import Checkpoint
 from qwenkit.checkpoint.generation_config import (
     IM_END,
     guest_generation,
+    is_qwen2_chat,
     qwen2_generation,
     v1_generation,
 )
@@ -21,17 +23,23 @@ from qwenkit.checkpoint.gguf_header import GGUFHeader, plain_dtype
 from qwenkit.checkpoint.llama_tensors import LlamaTensors
 from qwenkit.checkpoint.loading import Loader
 from qwenkit.checkpoint.names import stored_modules
+from qwenkit.checkpoint.rewriting import planned_tensors
 from qwenkit.checkpoint.safetensors_file import SafetensorsFile
 from qwenkit.checkpoint.safetensors_writer import write_safetensors
 from qwenkit.checkpoint.store import DerivedStore
 from qwenkit.checkpoint.tensor_source import TensorEntry
 from qwenkit.core import CheckpointError, ConfigError, GenerationConfig, UnsupportedError
 from qwenkit.model import SIZES, ModelConfig
+from qwenkit.model.config import V1_VALUES
 
 if TYPE_CHECKING:
     from qwenkit.text import Tokenizer
 
 _ARCHITECTURES = ("qwen", "qwen2", "llama")
+OWN_KEYS = "qwenkit"
+"""Prefix of the metadata that only qwenkit reads: JSON objects called V1_VALUES and GENERATION."""
+GENERATION = "generation_config"
+
 _DERIVED_VERSION = 1  # raise it when what is derived from the same file changes
 
 _FILE_TYPES: Mapping[int, str] = {
@@ -71,25 +79,35 @@ class GGUFCheckpoint(Checkpoint):
         return plain_dtype(self._source.entry("token_embd.weight").dtype) or torch.bfloat16
 
     def _generation(self) -> GenerationConfig:
-        """GGUF carries no sampling values: the published ones of the family apply.
+        """What qwenkit wrote into the file; others carry no such values, and the published ones apply.
 
         A qwen2 file is a chat model if it ends at <|im_end|>; a v1 file does not say and is taken for one.
         A guest numbers its tokens in its own way and has no published values: it is greedy.
         """
         header, vocab_size = self._header, self.config.vocab_size
-        template = header.text("tokenizer.chat_template") or None
+        template = self.chat_template
+        written = own_values(header, GENERATION, self.path)
         if header.text("general.architecture") == "llama":
             end = header.integer("tokenizer.ggml.eos_token_id")
             return guest_generation(header.strings("tokenizer.ggml.tokens"), end, template, self.path)
         if self.config.architecture == "qwen":
-            return v1_generation(None, vocab_size, self.path, template)
+            return v1_generation(written, vocab_size, self.path, template)
+        chat = header.integer("tokenizer.ggml.eos_token_id", -1) == IM_END
         return qwen2_generation(
-            None,
-            chat=header.integer("tokenizer.ggml.eos_token_id", -1) == IM_END,
+            written,
+            chat=chat if written is None else is_qwen2_chat(written, None),
             template=template,
             vocab_size=vocab_size,
             file=self.path,
         )
+
+    @property
+    def chat_template(self) -> str | None:
+        return self._header.text("tokenizer.chat_template") or None
+
+    @property
+    def has_tokenizer(self) -> bool:
+        return self._header.text("tokenizer.ggml.model", "no_vocab") != "no_vocab"
 
     def tokenizer(self) -> Tokenizer:
         from qwenkit.text import Tokenizer
@@ -137,18 +155,35 @@ class GGUFCheckpoint(Checkpoint):
 
         def make(place: Path) -> None:
             self._loader.check()
-            write_safetensors(place, self._loader.planned(dtype), {"format": "pt"})
+            write_safetensors(place, planned_tensors(self._loader, dtype), {"format": "pt"})
 
         kept = SafetensorsFile(DerivedStore().get_or_make(key, make))
         return Loader(self.config, kept, stored_modules("qwen-v1", self.config.num_layers))
 
 
+def own_values(header: GGUFHeader, name: str, path: Path) -> dict[str, Any] | None:
+    """The JSON object that qwenkit keeps in a GGUF file under `name`; None in the files of others."""
+    text = header.text(f"{OWN_KEYS}.{name}")
+    if not text:
+        return None
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: metadata {OWN_KEYS}.{name} is no JSON ({error}).", "Convert it again."
+        ) from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: metadata {OWN_KEYS}.{name} is no object.", "Convert it again.")
+    return values
+
+
 def gguf_config(header: GGUFHeader, entries: Mapping[str, TensorEntry], path: Path) -> ModelConfig:
     """The model's shape from GGUF metadata, the vocabulary and FFN width from the tensors themselves.
 
-    GGUF knows neither dynamic NTK nor LogN. For architecture "qwen" they are taken from the published
-    model with the same layers and width; for other shapes they are off and the context length is the
-    trained one. Raises CheckpointError for missing metadata, UnsupportedError for other architectures.
+    GGUF knows neither dynamic NTK nor LogN. A file that qwenkit wrote has them in a value of its own; else
+    for architecture "qwen" they are taken from the published model with the same layers and width, and for
+    other shapes they are off and the context length is the trained one. Raises CheckpointError for missing
+    metadata, UnsupportedError for other architectures.
     """
     arch = header.text("general.architecture")
     if arch not in _ARCHITECTURES:
@@ -180,8 +215,9 @@ def gguf_config(header: GGUFHeader, entries: Mapping[str, TensorEntry], path: Pa
         ),
         None,
     )
+    values = own_values(header, V1_VALUES, path)
     try:
-        return ModelConfig(
+        shape = ModelConfig(
             architecture="qwen" if arch == "qwen" else "qwen2",
             vocab_size=entries["token_embd.weight"].shape[0],
             hidden_size=hidden,
@@ -200,6 +236,7 @@ def gguf_config(header: GGUFHeader, entries: Mapping[str, TensorEntry], path: Pa
             logn=published.logn if published else False,
             tied_embeddings="output.weight" not in entries,
         )
+        return shape if values is None else shape.with_v1_values(values)
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error.problem}", error.remedy) from error
     except (TypeError, ValueError) as error:

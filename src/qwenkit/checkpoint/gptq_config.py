@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,23 @@ _ZEROS_MINUS_ONE = {"gptq": True, "gptq_v2": False}
 
 @dataclass(frozen=True)
 class GPTQConfig:
-    """bits a code, inputs sharing a scale (-1: all of them), and whether zero points are stored minus one."""
+    """bits a code, inputs sharing a scale (-1: all of them), and whether zero points are stored minus one.
+
+    fields: all that the files say, of which the rest is for whoever quantizes again.
+    """
 
     bits: int
     group_size: int
     zeros_minus_one: bool = True
+    fields: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields for a folder whose weights are in model*.safetensors, zero points minus one."""
+        written = {**self.fields, "quant_method": "gptq", "bits": self.bits, "group_size": self.group_size}
+        for key, value in (("checkpoint_format", "gptq"), ("model_file_base_name", "model")):
+            if key in written:
+                written[key] = value
+        return written
 
     def groups(self, in_features: int) -> int:
         return 1 if self.group_size == -1 else -(-in_features // self.group_size)
@@ -46,7 +58,9 @@ def read_gptq_config(folder: Path, config: Mapping[str, Any]) -> GPTQConfig | No
             f"{folder}: config.json says {found[0]}, quantize_config.json says {found[1]}.",
             "Keep the one that came with the weights.",
         )
-    return found[0] if found else None
+    if not found:
+        return None
+    return replace(found[0], fields={**(inside or {}), **(beside or {})})
 
 
 def _parse(raw: Any, file: Path) -> GPTQConfig:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +14,9 @@ from torch import Tensor, nn
 from qwenkit.checkpoint.empty_model import empty_model
 from qwenkit.checkpoint.gptq_config import GPTQConfig
 from qwenkit.checkpoint.names import is_inert
-from qwenkit.checkpoint.safetensors_writer import PlannedTensor
 from qwenkit.checkpoint.tensor_source import TensorSource
 from qwenkit.checkpoint.verify import DOWNLOAD_AGAIN
-from qwenkit.core import CheckpointError, UnsupportedError
+from qwenkit.core import CheckpointError
 from qwenkit.model import CausalLM, ModelConfig
 from qwenkit.quant import AffineLinear, PackedLinear
 from qwenkit.quant.stacking import stack_codes
@@ -68,26 +66,26 @@ class Loader:
         where they have such a form. Raises CheckpointError as `load`.
         """
         self.check()
-        names = [name for name, _ in self._owners(model)]  # names: a list of modules would keep them all
+        names = [name for name, _ in self.owners(model)]  # names: a list of modules would keep them all
         for name in _with_progress(names, progress):
             module = model.get_submodule(name)
-            parts = self.modules["transformer.wte" if self._tied(name) else name]
-            coded = isinstance(module, nn.Linear) and codes(name) and not self._is_packed(parts)
+            parts = self.modules["transformer.wte" if self.is_tied(name) else name]
+            coded = isinstance(module, nn.Linear) and codes(name) and not self.is_packed(parts)
             packed = self._read_codes(module, parts, dtype) if coded else None
             if packed is not None:
                 model.set_submodule(name, packed)
-            elif self._tied(name):
-                self._check_tied_copy(model.transformer.wte.weight, dtype, device)
+            elif self.is_tied(name):
+                self.check_tied_copy(model.transformer.wte.weight, dtype, device)
                 model.lm_head.weight = model.transformer.wte.weight
-            elif isinstance(module, nn.Linear) and self._is_packed(parts):
+            elif isinstance(module, nn.Linear) and self.is_packed(parts):
                 model.set_submodule(name, self._read_packed(module, parts, device, dtype))
             else:
                 kinds = _kinds(module)
                 for kind in kinds:
-                    tensor = self._read_rows([f"{part}.{kind}" for part in parts], dtype, device)
+                    tensor = self.read_rows([f"{part}.{kind}" for part in parts], dtype, device)
                     setattr(module, kind, nn.Parameter(tensor, requires_grad=False))
                 if isinstance(module, nn.Linear) and "bias" not in kinds:
-                    self._check_extra_bias(parts)
+                    self.check_extra_bias(parts)
             del module, packed
             yield name
 
@@ -96,28 +94,6 @@ class Loader:
         for part in self.modules[name]:
             if f"{part}.weight" in self.source.entries():
                 self.source.release(f"{part}.weight")
-
-    def planned(self, dtype: torch.dtype) -> list[PlannedTensor]:
-        """Every parameter of the model under its canonical name, to be read one by one; `check` comes first.
-
-        A tied output projection is left out. Raises UnsupportedError for packed weights.
-        """
-        model = empty_model(self.config)
-        planned = []
-        for name, module in self._owners(model):
-            if self._tied(name):
-                continue
-            parts = self.modules[name]
-            if self._is_packed(parts):
-                raise UnsupportedError(
-                    f"{name} is quantized; it cannot be rewritten as {str(dtype).removeprefix('torch.')}.",
-                    "Start from the 16-bit checkpoint.",
-                )
-            for kind, parameter in module.named_parameters(recurse=False):
-                stored = [f"{part}.{kind}" for part in parts]
-                read = partial(self._read_rows, stored, dtype, "cpu")
-                planned.append(PlannedTensor(f"{name}.{kind}", tuple(parameter.shape), dtype, read))
-        return planned
 
     def check(self) -> None:
         """Compare the headers with the configuration: names, shapes and dtypes, before anything is read.
@@ -153,15 +129,18 @@ class Loader:
                     DOWNLOAD_AGAIN,
                 )
 
-    def _owners(self, model: CausalLM) -> Iterator[tuple[str, nn.Module]]:
+    def owners(self, model: CausalLM) -> Iterator[tuple[str, nn.Module]]:
+        """Every module that has weights of its own, by canonical name."""
         for name, module in model.named_modules():
             if any(True for _ in module.parameters(recurse=False)):
                 yield name, module
 
-    def _tied(self, name: str) -> bool:
+    def is_tied(self, name: str) -> bool:
+        """Whether the module `name` uses the embedding and has nothing stored."""
         return name == "lm_head" and self.config.tied_embeddings
 
-    def _is_packed(self, parts: Sequence[str]) -> bool:
+    def is_packed(self, parts: Sequence[str]) -> bool:
+        """Whether any of the stored modules `parts` is GPTQ."""
         return any(f"{part}.qweight" in self.source.entries() for part in parts)
 
     def _rows(self, name: str, total: int, parts: int) -> list[int]:
@@ -175,11 +154,11 @@ class Loader:
         """Stored name -> (shape, allowed dtypes) of everything that must be there."""
         model = empty_model(self.config)
         wanted: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {}
-        for name, module in self._owners(model):
-            if self._tied(name):
+        for name, module in self.owners(model):
+            if self.is_tied(name):
                 continue
             parts = self.modules[name]
-            packed = isinstance(module, nn.Linear) and self._is_packed(parts)
+            packed = isinstance(module, nn.Linear) and self.is_packed(parts)
             if packed and self.gptq is None:
                 file = self.source.entry(f"{parts[0]}.qweight").file
                 raise CheckpointError(
@@ -218,7 +197,8 @@ class Loader:
             return True
         return kind == "bias" and f"{module}.qweight" in self.source.entries()
 
-    def _read_rows(self, names: Sequence[str], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    def read_rows(self, names: Sequence[str], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+        """The stored tensors `names`, one below the other, in `dtype`."""
         if len(names) == 1:
             return self._place(names[0], dtype, device)
         shapes = [self.source.entry(name).shape for name in names]
@@ -253,7 +233,7 @@ class Loader:
             if "bias" in _kinds(module):
                 bias = self.source.read(f"{part}.bias").to(dtype, copy=True)
             else:
-                self._check_extra_bias([part])
+                self.check_extra_bias([part])
             layer = AffineLinear.from_gptq(
                 self.source.read(f"{part}.qweight"),
                 _present(words["qzeros"]),
@@ -283,10 +263,10 @@ class Loader:
             found.append(codes)
         bias = None
         if "bias" in _kinds(module):
-            bias = self._read_rows([f"{part}.bias" for part in parts], dtype, "cpu")
+            bias = self.read_rows([f"{part}.bias" for part in parts], dtype, "cpu")
         return PackedLinear.from_affine(stack_codes(found), bias)
 
-    def _check_extra_bias(self, parts: Sequence[str]) -> None:
+    def check_extra_bias(self, parts: Sequence[str]) -> None:
         """AutoGPTQ of 2023 stored a zero bias for every linear; a real one must not be dropped."""
         for part in parts:
             name = f"{part}.bias"
@@ -297,7 +277,7 @@ class Loader:
                     "The checkpoint is of another architecture; qwenkit would compute something else.",
                 )
 
-    def _check_tied_copy(self, embedding: Tensor, dtype: torch.dtype, device: torch.device | str) -> None:
+    def check_tied_copy(self, embedding: Tensor, dtype: torch.dtype, device: torch.device | str) -> None:
         name = f"{self.modules['lm_head'][0]}.weight"
         entry = self.source.entries().get(name)
         if entry is None:

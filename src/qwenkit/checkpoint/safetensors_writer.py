@@ -28,6 +28,11 @@ class PlannedTensor:
     read: Callable[[], Tensor]
 
     @property
+    def form(self) -> str:
+        """How its values are stored, in words."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def nbytes(self) -> int:
         count = self.dtype.itemsize
         for size in self.shape:

@@ -199,7 +199,7 @@ class DerivedStore:
                 sync(fresh)
             os.replace(fresh, place)
             if durable:
-                _sync_folder(self.root)
+                sync_folder(self.root)
         finally:
             remove(fresh)
 
@@ -231,7 +231,7 @@ def sync(path: Path) -> None:
             os.fsync(stream.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename inside `folder` survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:

@@ -1,13 +1,15 @@
-"""Room for new tokens: taller embedding and output matrices, new rows started from what is known."""
+"""Another number of tokens: embedding and output matrices cut, or grown by rows that start from others."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from qwenkit.checkpoint.safetensors_writer import PlannedTensor
 from qwenkit.core import CheckpointError, UnsupportedError
 from qwenkit.model import CausalLM
 
@@ -55,6 +57,29 @@ def resize_vocabulary(
     wte.num_embeddings = head.out_features = new_rows
     model.shape = model.transformer.shape = replace(model.shape, vocab_size=new_rows)
     return model
+
+
+def with_rows(tensors: Sequence[PlannedTensor], rows: int) -> list[PlannedTensor]:
+    """Canonical tensors with embedding and output of exactly `rows` rows, resized when they are read.
+
+    Rows are cut from the end; new ones get the mean of all old rows. Raises UnsupportedError for a
+    quantized embedding or output.
+    """
+    result = []
+    for tensor in tensors:
+        module, _, kind = tensor.name.rpartition(".")
+        if module in ("transformer.wte", "lm_head"):
+            if kind != "weight":
+                raise UnsupportedError(f"{module} is quantized.", "Resize the 16-bit checkpoint.")
+            read = partial(_with_rows, tensor, rows)
+            tensor = replace(tensor, shape=(rows, *tensor.shape[1:]), read=read)
+        result.append(tensor)
+    return result
+
+
+def _with_rows(tensor: PlannedTensor, rows: int) -> Tensor:
+    held = tensor.read()
+    return held[:rows] if rows <= held.shape[0] else _grow(held, rows, {})
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ import qwenkit
 from qwenkit.cli.bench import bench
 from qwenkit.cli.chat import chat
 from qwenkit.cli.compare import compare
+from qwenkit.cli.convert import convert
 from qwenkit.cli.doctor import doctor
 from qwenkit.cli.generate import generate
 from qwenkit.cli.info import info
@@ -115,7 +116,7 @@ def root(
     ctx.obj = state
 
 
-for command in (chat, generate, pull, info, tokenize, doctor, vocab, bench, perplexity, compare):
+for command in (chat, generate, pull, convert, info, tokenize, doctor, vocab, bench, perplexity, compare):
     app.command()(command)
 
 

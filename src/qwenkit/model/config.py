@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from qwenkit.core.errors import ConfigError, UnsupportedError
+
+V1_VALUES = "qwen_v1"
+"""Key under which a file of another dialect keeps `ModelConfig.v1_values`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,8 +143,46 @@ class ModelConfig:
             "use_cache": True,
         }
 
+    @property
+    def plain_length(self) -> int:
+        """Most tokens an engine may read that knows neither dynamic NTK nor LogN."""
+        return min(self.seq_length, self.max_positions) if self.beyond_training else self.max_positions
+
+    @property
+    def beyond_training(self) -> bool:
+        """Whether dynamic NTK or LogN act on texts longer than the training length."""
+        return self.dynamic_ntk or self.logn
+
+    def v1_values(self) -> dict[str, Any]:
+        """What the v1 dialect says and others cannot, under v1's keys; empty where that is nothing."""
+        if self.architecture != "qwen" and not self.beyond_training and self.seq_length == self.max_positions:
+            return {}
+        return {
+            "seq_length": self.seq_length,
+            "max_position_embeddings": self.max_positions,
+            "use_dynamic_ntk": self.dynamic_ntk,
+            "use_logn_attn": self.logn,
+        }
+
+    def with_v1_values(self, values: Any) -> ModelConfig:
+        """This shape with what `v1_values` wrote. Raises ConfigError for values that are none."""
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{V1_VALUES}={values!r} is not an object.", _REFETCH)
+        return replace(
+            self,
+            seq_length=_whole(values, "seq_length", self.seq_length),
+            max_positions=_whole(values, "max_position_embeddings", self.max_positions),
+            dynamic_ntk=values.get("use_dynamic_ntk") is True,
+            logn=values.get("use_logn_attn") is True,
+        )
+
     def to_qwen2_dict(self) -> dict[str, Any]:
-        """config.json of the Qwen2 dialect, readable by transformers; NTK and LogN have no key there."""
+        """config.json of the Qwen2 dialect, readable by transformers.
+
+        NTK and LogN have no key there: they stand in an object of ours, which other readers ignore, and
+        the length they may use is the one that needs neither.
+        """
+        values = self.v1_values()
         return {
             "architectures": ["Qwen2ForCausalLM"],
             "model_type": "qwen2",
@@ -155,11 +196,12 @@ class ModelConfig:
             "hidden_act": "silu",
             "rope_theta": self.rope_base,
             "rms_norm_eps": self.norm_eps,
-            "max_position_embeddings": self.max_positions,
+            "max_position_embeddings": self.plain_length,
             "use_sliding_window": False,
             "tie_word_embeddings": self.tied_embeddings,
             "initializer_range": self.initializer_range,
             "use_cache": True,
+            **({V1_VALUES: values} if values else {}),
         }
 
 
@@ -253,7 +295,7 @@ def _from_qwen2(config: Mapping[str, Any]) -> ModelConfig:
     hidden = _whole(config, "hidden_size")
     head_dim = _whole(config, "head_dim", hidden // max(heads, 1))
     positions = _whole(config, "max_position_embeddings", 32768)
-    return ModelConfig(
+    shape = ModelConfig(
         architecture="qwen2",
         vocab_size=_whole(config, "vocab_size"),
         hidden_size=hidden,
@@ -270,6 +312,7 @@ def _from_qwen2(config: Mapping[str, Any]) -> ModelConfig:
         tied_embeddings=bool(config.get("tie_word_embeddings", False)),
         initializer_range=_real(config, "initializer_range", 0.02),
     )
+    return shape.with_v1_values(config[V1_VALUES]) if V1_VALUES in config else shape
 
 
 def _v1(

@@ -1,16 +1,57 @@
-"""The vocabulary in a GGUF file's metadata (model "gpt2"). Does not read the file itself."""
+"""The vocabulary in a GGUF file's metadata (model "gpt2"). Neither reads nor writes the file itself."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from qwenkit.core import TokenizerError
-from qwenkit.text.merges import Pair, prove_merges
-from qwenkit.text.pretokenize import QWEN, pretokenizer_of_gguf
+from qwenkit.text.merges import Pair, prove_merges, reconstruct_merges
+from qwenkit.text.pretokenize import QWEN, gguf_name, pretokenizer_of_gguf
 from qwenkit.text.tokenizer import Tokenizer
-from qwenkit.text.vocabulary import from_letters
+from qwenkit.text.vocabulary import from_letters, to_letters
 
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # gguf.TokenType
+
+
+@dataclass(frozen=True)
+class GGUFVocabulary:
+    """The values of `tokenizer.ggml.{tokens,token_type,merges,pre}`."""
+
+    tokens: list[str]
+    types: list[int]
+    merges: list[str]
+    pre: str
+
+
+def to_gguf(tokenizer: Tokenizer, rows: int) -> GGUFVocabulary:
+    """The vocabulary for an embedding of `rows` rows; rows without text become unused tokens.
+
+    Raises TokenizerError for more tokens than rows, a way of splitting text that GGUF has no name for, and
+    two tokens that would be written alike.
+    """
+    if len(tokenizer) > rows:
+        raise TokenizerError(
+            f"The tokenizer has ids up to {len(tokenizer) - 1}, the embedding only {rows} rows.",
+            "Tokenizer and weights must be of the same checkpoint.",
+        )
+    if tokenizer.nfc != (tokenizer.pretokenizer is QWEN):
+        raise TokenizerError(
+            f"{tokenizer.name} splits or normalises text in a way that GGUF cannot say.", "Keep the folder."
+        )
+    tokens = [f"[PAD{i}]" for i in range(rows)]
+    types = [_UNUSED] * rows
+    for token, i in tokenizer.ranks.items():
+        tokens[i], types[i] = to_letters(token), _NORMAL
+    for form, i in tokenizer.special_tokens.items():
+        tokens[i], types[i] = form, _USER_DEFINED if form in tokenizer.visible else _CONTROL
+    if len(set(tokens)) != rows:
+        twice = next(token for token in tokens if tokens.count(token) > 1)
+        raise TokenizerError(f"Two tokens are written as {twice!r}.", "Give the special one another name.")
+    merges = [
+        f"{to_letters(left)} {to_letters(right)}" for left, right in reconstruct_merges(tokenizer.ranks)
+    ]
+    return GGUFVocabulary(tokens, types, merges, gguf_name(tokenizer.pretokenizer))
 
 
 def read_gguf(

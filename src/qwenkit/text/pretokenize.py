@@ -113,6 +113,16 @@ def pretokenizer_of_gguf(name: str) -> Pretokenizer:
     return _BY_GGUF_NAME[name]
 
 
+def gguf_name(pretokenizer: Pretokenizer) -> str:
+    """GGUF's name of a known expression; TokenizerError for others."""
+    for name, known in _BY_GGUF_NAME.items():
+        if known == pretokenizer:
+            return name
+    raise TokenizerError(
+        f"GGUF has no name for splitting text by {pretokenizer.pattern!r}.", "Keep the folder."
+    )
+
+
 def pretokenizer_of_pattern(pattern: str) -> Pretokenizer:
     """The analysed entry for a known expression, else one that refuses long whitespace runs."""
     for known in _BY_GGUF_NAME.values():

@@ -340,11 +340,13 @@ class Tokenizer:
         chat_template: str | None = None,
         model_max_length: int | None = None,
         default_system: str | None = None,
+        ends_turns: bool | None = None,
     ) -> list[Path]:
         """Write tokenizer.json and tokenizer_config.json, which `tokenizers` and transformers read.
 
         chat_template: Jinja source, "chatml" for this package's own format (with `default_system`), or None
-        for a base model. Returns the files written. They give the same ids.
+        for a base model. ends_turns: whether a turn's end or a document's is the eos_token; by default a
+        turn's where there is a template. Returns the files written. They give the same ids.
         """
         from qwenkit.text.tokenizer_json import write_tokenizer_json
 
@@ -354,6 +356,7 @@ class Tokenizer:
             chat_template=chat_template,
             model_max_length=model_max_length,
             default_system=default_system,
+            ends_turns=chat_template is not None if ends_turns is None else ends_turns,
         )
 
 

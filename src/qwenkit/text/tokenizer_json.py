@@ -123,6 +123,7 @@ def write_tokenizer_json(
     chat_template: str | None,
     model_max_length: int | None,
     default_system: str | None,
+    ends_turns: bool,
 ) -> list[Path]:
     """As Tokenizer.save_tokenizer_json."""
     added = [
@@ -179,7 +180,7 @@ def write_tokenizer_json(
         "bos_token": None,
         "clean_up_tokenization_spaces": False,
         # A chat model ends its turn, a base model its document.
-        "eos_token": "<|im_end|>" if chat_template else end_of_text,
+        "eos_token": "<|im_end|>" if ends_turns else end_of_text,
         "errors": "replace",
         "pad_token": end_of_text,
         "split_special_tokens": False,
