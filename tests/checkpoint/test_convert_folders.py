@@ -3,50 +3,25 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from conversions import act_order, chat_folder, convert, copied, same, stored
 from safetensors.torch import load_file, save_file
 from small_checkpoints import DATA, small_model
 
 from qwenkit.checkpoint import open_checkpoint, plan_conversion, write_checkpoint
-from qwenkit.core import CheckpointError, RequestError, UnsupportedError
+from qwenkit.core import CheckpointError, GenerationConfig, RequestError, UnsupportedError
 from qwenkit.model import Batch, ntk_alpha
 from qwenkit.quant.gptq import pack_zeros, unpack_zeros
 
 TINY = ("tiny_v1", "tiny_v1_int4", "tiny_v1_int8")
 
 
-def convert(source: Path, to: str, out: Path, **options):
-    conversion = plan_conversion(open_checkpoint(source), to, **options)
-    conversion.write(out)
-    return conversion
-
-
-def stored(folder: Path) -> dict[str, torch.Tensor]:
-    held: dict[str, torch.Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        held |= load_file(file)
-    return held
-
-
-def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
-    assert ours.keys() == theirs.keys()
-    for name, value in theirs.items():
-        assert ours[name].dtype == value.dtype, name
-        assert torch.equal(ours[name], value), name
-
-
 def golden(name: str) -> dict[str, torch.Tensor]:
     return load_file(DATA / name / "golden.safetensors")
-
-
-def copied(name: str, path: Path) -> Path:
-    shutil.copytree(DATA / name, path, ignore=shutil.ignore_patterns("golden.*"))
-    return path
 
 
 @torch.inference_mode()
@@ -110,16 +85,6 @@ def test_parts_of_c_attn_are_its_thirds(tmp_path, name):
         else:
             axis = 1 if kind in ("qweight", "qzeros", "scales") else 0
             assert all(map(torch.equal, parts, whole.chunk(3, dim=axis)))
-
-
-def act_order(source: Path) -> None:
-    """Give every layer its own shuffled order of inputs."""
-    tensors = stored(source)
-    generator = torch.Generator().manual_seed(0)
-    for name, value in tensors.items():
-        if name.endswith(".g_idx"):
-            tensors[name] = value[torch.randperm(len(value), generator=generator)].contiguous()
-    save_file(tensors, source / "model.safetensors")
 
 
 def test_act_order_is_kept(tmp_path):
@@ -274,8 +239,8 @@ def test_shards_are_cut_at_the_size(tmp_path):
     assert index["weight_map"].keys() == stored(tmp_path / "out").keys()
 
 
-def test_files_are_those_that_were_planned(tmp_path, tiny_chat):
-    for source in (tiny_chat, copied("tiny_v1_int4", tmp_path / "source")):
+def test_files_are_those_that_were_planned(tmp_path):
+    for source in (chat_folder(tmp_path / "chat"), copied("tiny_v1_int4", tmp_path / "source")):
         for to in ("v1", "qwen2"):
             out = tmp_path / f"{source.name}-{to}"
             conversion = convert(source, to, out)
@@ -306,18 +271,10 @@ def test_tokenizer_template_and_stops_travel(tmp_path, tiny_chat):
     assert middle.config.vocab_size == 151936  # the padding rows are kept
 
 
-def test_a_template_of_its_own_is_not_replaced(tmp_path, vocabulary):
-    from qwenkit.core import GenerationConfig
-    from qwenkit.text import Tokenizer
-
-    model = small_model(vocab_size=151936, hidden_size=16, num_layers=1)
+def test_a_template_of_its_own_is_not_replaced(tmp_path):
     for chat_format in ("chatml", "raw"):
-        folder = tmp_path / chat_format
-        write_checkpoint(
-            model, model.shape, Tokenizer.from_tiktoken(vocabulary), folder, layout="qwen2",
-            dtype=torch.bfloat16,
-            generation=GenerationConfig(chat_format=chat_format, stop_token_ids=(151643,)),
-        )  # fmt: skip
+        generation = GenerationConfig(chat_format=chat_format, stop_token_ids=(256,))
+        folder = chat_folder(tmp_path / chat_format, "qwen2", generation=generation)
         about = json.loads((folder / "tokenizer_config.json").read_text())
         about["chat_template"] = "{{ 'mine, with tools' }}"
         (folder / "tokenizer_config.json").write_text(json.dumps(about))
@@ -383,19 +340,20 @@ def test_rules_that_name_modules_of_the_source_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_vocabulary_is_cut_and_grown(tmp_path, tied, tiny_chat):
-    model = small_model(vocab_size=100, tied_embeddings=tied)
-    write_checkpoint(model, model.shape, None, tmp_path / "m", layout="qwen2", dtype=torch.float32)
-    conversion = convert(tmp_path / "m", "qwen2", tmp_path / "more", vocab_size=117)
-    assert any("Rows 100 to 116" in loss for loss in conversion.losses)
+def test_vocabulary_is_cut_and_grown(tmp_path, tied):
+    chat_folder(tmp_path / "m", "qwen2", tied_embeddings=tied)
+    conversion = convert(tmp_path / "m", "qwen2", tmp_path / "more", vocab_size=317)
+    assert any("Rows 300 to 316" in loss for loss in conversion.losses)
     checkpoint = open_checkpoint(tmp_path / "more")
-    assert checkpoint.config.vocab_size == 117
+    assert checkpoint.config.vocab_size == 317
     grown, old = stored(tmp_path / "more"), stored(tmp_path / "m")
     for name in ("model.embed_tokens.weight", *([] if tied else ["lm_head.weight"])):
-        assert torch.equal(grown[name][:100], old[name])
-        torch.testing.assert_close(grown[name][100:], old[name].mean(0).expand(17, -1))
-    conversion = convert(tiny_chat, "qwen2", tmp_path / "cut", vocab_size=151851)
-    assert any("151935 of embedding" in loss and "cut" in loss for loss in conversion.losses)
-    assert stored(tmp_path / "cut")["lm_head.weight"].shape == (151851, 32)
-    with pytest.raises(CheckpointError, match=r"ids up to 151850.*151851 or more"):
-        convert(tiny_chat, "qwen2", tmp_path / "short", vocab_size=151850)
+        assert torch.equal(grown[name][:300], old[name])
+        torch.testing.assert_close(grown[name][300:], old[name].mean(0).expand(17, -1))
+    conversion = convert(tmp_path / "more", "qwen2", tmp_path / "cut", vocab_size=262)
+    assert any("Rows 262 to 316" in loss and "cut" in loss for loss in conversion.losses)
+    assert torch.equal(
+        stored(tmp_path / "cut")["model.embed_tokens.weight"], grown["model.embed_tokens.weight"][:262]
+    )
+    with pytest.raises(CheckpointError, match=r"ids up to 261.*262 or more"):
+        convert(tmp_path / "m", "qwen2", tmp_path / "short", vocab_size=261)

@@ -96,7 +96,7 @@ def _add_layers(
     for module, layer in layers.items():
         name = f"{module}.weight"
         if keeps_codes(layer, gptq, found.form):
-            found.tensors.append(from_codes(name, layer, gptq, found.form))
+            found.tensors.append(from_codes(name, layer, gptq, found.form, rounded))
             recoded += 1
         else:
             whole = dequantized(name, layer, gptq)

@@ -92,8 +92,12 @@ def keeps_codes(layer: Packed, gptq: GPTQConfig, form: str) -> bool:
     return bool((zeros == 2 ** (gptq.bits - 1)).all())
 
 
-def from_codes(name: str, layer: Packed, gptq: GPTQConfig, form: str) -> PlannedBlocks:
-    """A layer in `form`, its codes taken over; only where `keeps_codes`."""
+def from_codes(
+    name: str, layer: Packed, gptq: GPTQConfig, form: str, rounded: list[str] | None = None
+) -> PlannedBlocks:
+    """A layer in `form`, its codes taken over; only where `keeps_codes`. rounded: as in `from_floats`."""
+    (scales,) = cast([layer["scales"]], torch.float16, rounded)
+    layer = {**layer, "scales": scales}
     return PlannedBlocks(name, _shape(layer), form, partial(_recoded, layer, gptq, form))
 
 
@@ -139,7 +143,7 @@ def _dequantized(layer: Packed, gptq: GPTQConfig) -> Tensor:
 
 def _recoded(layer: Packed, gptq: GPTQConfig, form: str) -> Bytes:
     """Blocks of a float16 scale and 32 codes: signed bytes in Q8_0; in Q4_0 two halves a byte, 16 apart."""
-    scales = layer["scales"].read().half().t()  # [out, groups]
+    scales = layer["scales"].read().t()  # [out, groups]
     stored = codes_from_words(layer["qweight"].read().contiguous(), gptq.bits)
     zeros = unpack_zeros(layer["qzeros"].read(), gptq.bits).t()  # [out, groups]
     rows, columns = _shape(layer)

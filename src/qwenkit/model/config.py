@@ -162,6 +162,7 @@ class ModelConfig:
             "max_position_embeddings": self.max_positions,
             "use_dynamic_ntk": self.dynamic_ntk,
             "use_logn_attn": self.logn,
+            "initializer_range": self.initializer_range,
         }
 
     def with_v1_values(self, values: Any) -> ModelConfig:
@@ -174,6 +175,7 @@ class ModelConfig:
             max_positions=_whole(values, "max_position_embeddings", self.max_positions),
             dynamic_ntk=values.get("use_dynamic_ntk") is True,
             logn=values.get("use_logn_attn") is True,
+            initializer_range=_real(values, "initializer_range", self.initializer_range),
         )
 
     def to_qwen2_dict(self) -> dict[str, Any]:
