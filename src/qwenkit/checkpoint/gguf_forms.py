@@ -39,13 +39,14 @@ Packed = Mapping[str, PlannedTensor]
 class PlannedBlocks:
     """A tensor of a GGUF file to be written: shape in torch order; form: ggml's name of its type.
 
-    read: its bytes, row after row.
+    read and release: as of a PlannedTensor; what is read are its bytes, row after row.
     """
 
     name: str
     shape: tuple[int, ...]
     form: str
     read: Callable[[], Bytes]
+    release: Callable[[], None] = lambda: None
 
     @property
     def nbytes(self) -> int:
@@ -65,9 +66,9 @@ def from_floats(tensor: PlannedTensor, form: str, rounded: list[str] | None = No
     """
     dtype = plain_dtype(form)
     if dtype is None:
-        return PlannedBlocks(tensor.name, tensor.shape, form, partial(_blocks, tensor, form))
+        return PlannedBlocks(tensor.name, tensor.shape, form, partial(_blocks, tensor, form), tensor.release)
     (plain,) = cast([tensor], dtype, rounded)
-    return PlannedBlocks(tensor.name, tensor.shape, form, partial(_plain, plain))
+    return PlannedBlocks(tensor.name, tensor.shape, form, partial(_plain, plain), tensor.release)
 
 
 def keeps_codes(layer: Packed, gptq: GPTQConfig, form: str) -> bool:
@@ -98,12 +99,21 @@ def from_codes(
     """A layer in `form`, its codes taken over; only where `keeps_codes`. rounded: as in `from_floats`."""
     (scales,) = cast([layer["scales"]], torch.float16, rounded)
     layer = {**layer, "scales": scales}
-    return PlannedBlocks(name, _shape(layer), form, partial(_recoded, layer, gptq, form))
+    return PlannedBlocks(
+        name, _shape(layer), form, partial(_recoded, layer, gptq, form), partial(_release, layer)
+    )
 
 
 def dequantized(name: str, layer: Packed, gptq: GPTQConfig) -> PlannedTensor:
     """The weight that a GPTQ layer stands for, as float32 [out, in]."""
-    return PlannedTensor(name, _shape(layer), torch.float32, partial(_dequantized, layer, gptq))
+    return PlannedTensor(
+        name, _shape(layer), torch.float32, partial(_dequantized, layer, gptq), partial(_release, layer)
+    )
+
+
+def _release(layer: Packed) -> None:
+    for tensor in layer.values():
+        tensor.release()
 
 
 def _shape(layer: Packed) -> tuple[int, int]:

@@ -77,6 +77,8 @@ class GGUFPlan:
                         "Report this as a bug of qwenkit.",
                     )
                 file.write(held.data)
+                del held
+                tensor.release()
             file.write(bytes(-file.tell() % _ALIGNMENT))
 
     def _describe_model(self, writer: GGUFWriter) -> None:

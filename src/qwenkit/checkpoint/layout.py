@@ -77,7 +77,7 @@ def renamed(
             size = count * _slots_of_head(config, tensor, axis)
             shape = (*tensor.shape[:axis], size, *tensor.shape[axis + 1 :])
             read = partial(whole.part, axis, start, size)
-            result.append(PlannedTensor(f"{part}.{kind}", shape, tensor.dtype, read))
+            result.append(replace(tensor, name=f"{part}.{kind}", shape=shape, read=read))
             start += size
     return result
 
@@ -98,6 +98,8 @@ def _cast(tensor: PlannedTensor, dtype: torch.dtype, rounded: list[str] | None) 
     if held.dtype == dtype:
         return held
     result = held.to(dtype)
+    if torch.promote_types(held.dtype, dtype) == dtype:
+        return result
     if not bool(torch.isfinite(result).all()):
         words = str(dtype).removeprefix("torch.")
         raise UnsupportedError(

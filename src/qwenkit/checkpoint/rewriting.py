@@ -50,8 +50,9 @@ def planned_tensors(loader: Loader, dtype: torch.dtype | None = None) -> list[Pl
         for kind, shape in kinds.items():
             stored = [f"{part}.{kind}" for part in parts]
             kept = dtype or _own_dtype(loader, stored)
+            read = partial(loader.read_rows, stored, kept, "cpu")
             planned.append(
-                PlannedTensor(f"{name}.{kind}", shape, kept, partial(loader.read_rows, stored, kept, "cpu"))
+                PlannedTensor(f"{name}.{kind}", shape, kept, read, partial(_release, loader, stored))
             )
     return planned
 
@@ -66,6 +67,11 @@ def _own_dtype(loader: Loader, stored: Sequence[str]) -> torch.dtype:
     for dtype in dtypes[1:]:
         kept = torch.promote_types(kept, dtype)
     return kept
+
+
+def _release(loader: Loader, stored: Sequence[str]) -> None:
+    for name in stored:
+        loader.source.release(name)
 
 
 def _check_tied(loader: Loader) -> None:
@@ -98,7 +104,8 @@ def _packed(loader: Loader, gptq: GPTQConfig, name: str, parts: Sequence[str]) -
         dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
         rows, widths = entries[stored[0]].shape[0], [entries[part].shape[1] for part in stored]
         read = partial(_side_by_side, loader, gptq, stored, dtype)
-        yield PlannedTensor(f"{name}.{kind}", (rows, sum(widths)), dtype, read)
+        release = partial(_release, loader, stored)
+        yield PlannedTensor(f"{name}.{kind}", (rows, sum(widths)), dtype, read, release)
     yield PlannedTensor.of(f"{name}.g_idx", order)
 
 

@@ -20,12 +20,16 @@ _ALIGNMENT = 64  # bytes; data that starts on a cache line can be used where it 
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A tensor to be written: what it will be, and how to get it when its turn comes."""
+    """A tensor to be written: what it will be, and how to get it when its turn comes.
+
+    release: called once it is written; gives back the memory through which it was read.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
     read: Callable[[], Tensor]
+    release: Callable[[], None] = lambda: None
 
     @property
     def form(self) -> str:
@@ -79,6 +83,8 @@ def write_safetensors(
                     )
                 raw = value.cpu().contiguous().reshape(-1).view(torch.uint8)
                 file.write(raw.numpy().data)
+                del value, raw
+                tensor.release()
             file.flush()
             os.fsync(file.fileno())
     except BaseException:
