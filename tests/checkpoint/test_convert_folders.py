@@ -355,5 +355,5 @@ def test_vocabulary_is_cut_and_grown(tmp_path, tied):
     assert torch.equal(
         stored(tmp_path / "cut")["model.embed_tokens.weight"], grown["model.embed_tokens.weight"][:262]
     )
-    with pytest.raises(CheckpointError, match=r"ids up to 261.*262 or more"):
+    with pytest.raises(CheckpointError, match=r"ids up to 261 are in use.*262 or more"):
         convert(tmp_path / "m", "qwen2", tmp_path / "short", vocab_size=261)

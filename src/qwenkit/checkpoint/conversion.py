@@ -248,13 +248,12 @@ def _check_options(
 
 
 def _check_rows(source: Checkpoint, rows: int) -> None:
-    stops = source.generation.stop_token_ids
-    used = max(len(source.tokenizer()) if source.has_tokenizer else source.config.vocab_size, *stops, 0)
-    used = max(used, max(stops, default=-1) + 1)
+    if source.has_tokenizer:
+        used = max([len(source.tokenizer()), *(stop + 1 for stop in source.generation.stop_token_ids)])
+        why = f"ids up to {used - 1} are in use"
+    else:
+        used, why = source.config.vocab_size, "it has no tokenizer, which would tell the ids in use"
     if rows < used:
-        why = f"its tokenizer uses ids up to {used - 1}"
-        if not source.has_tokenizer:
-            why = "it has no tokenizer, which would tell the ids in use"
         raise CheckpointError(
             f"{source.path} cannot have {rows} rows: {why}.", f"Give --vocab-size {used} or more."
         )
