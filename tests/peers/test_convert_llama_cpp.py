@@ -18,7 +18,7 @@ from qwenkit.core import GenerationConfig, Message
 from qwenkit.model import Batch, CausalLM, ModelConfig
 from qwenkit.text import Tokenizer, chatml
 
-pytestmark = pytest.mark.peer
+pytestmark = [pytest.mark.peer, pytest.mark.timeout(1200)]
 
 COUNT = 32
 QUESTIONS = (

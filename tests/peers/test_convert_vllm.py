@@ -19,7 +19,7 @@ from qwenkit.core import Message
 from qwenkit.model import Batch, CausalLM, ModelConfig
 from qwenkit.text import chatml
 
-pytestmark = pytest.mark.peer
+pytestmark = [pytest.mark.peer, pytest.mark.timeout(1200)]  # vLLM compiles, and loads for minutes
 
 COUNT = 32
 QUESTIONS = (
