@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from qwenkit.core import UnsupportedError
-from qwenkit.quant.gptq_rounding import RoundedWeight, Rounding, output_error, round_weight
+from qwenkit.quant.gptq_rounding import RoundedWeight, Rounding, output_error, round_to_grid, round_weight
 
 GOLDEN = load_file(Path(__file__).parents[1] / "data" / "gptq_layer.safetensors")
 X = GOLDEN["calibration"].reshape(-1, 128)
@@ -100,6 +100,28 @@ def test_damping_rises_until_the_hessian_can_be_factored():
     assert ours.damping > 1e-8
     with pytest.raises(UnsupportedError, match="not positive definite"):
         round_weight(GOLDEN["weight"], -torch.eye(128), Rounding(4, 32))
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_zeros_are_never_0_which_readers_of_the_format_disagree_on(bits, sign):
+    weight = sign * GOLDEN["weight"].abs()
+    for ours in (
+        round_weight(weight, HESSIAN, Rounding(bits, 32, symmetric=False)),
+        round_to_grid(weight, Rounding(bits, 32, symmetric=False)),
+    ):
+        assert int(ours.zeros.min()) >= 1
+        assert ours.error < 30 * 0.25**bits  # as fine as steps of that width are
+
+
+def test_rounding_to_nearest_is_within_half_a_step():
+    rounding = Rounding(4, 32, symmetric=False, clip=False)
+    ours = round_to_grid(GOLDEN["weight"], rounding)
+    off = (ours.dequantize() - GOLDEN["weight"]).abs()
+    step = ours.scales.float().t()[:, ours.group_of_column.long()]
+    assert (off <= step).all()
+    assert (off <= 0.51 * step).float().mean() > 0.98  # the ends move with the zero
+    assert lost(round_weight(GOLDEN["weight"], HESSIAN, rounding).dequantize()) < lost(ours.dequantize())
 
 
 @pytest.mark.parametrize(

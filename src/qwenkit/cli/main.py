@@ -28,6 +28,7 @@ from qwenkit.cli.info import info
 from qwenkit.cli.loading import State
 from qwenkit.cli.perplexity import perplexity
 from qwenkit.cli.pull import pull
+from qwenkit.cli.quantize import quantize
 from qwenkit.cli.tokenize import tokenize
 from qwenkit.cli.vocab import vocab
 from qwenkit.core import QwenkitError
@@ -116,7 +117,20 @@ def root(
     ctx.obj = state
 
 
-for command in (chat, generate, pull, convert, info, tokenize, doctor, vocab, bench, perplexity, compare):
+for command in (
+    chat,
+    generate,
+    pull,
+    convert,
+    quantize,
+    info,
+    tokenize,
+    doctor,
+    vocab,
+    bench,
+    perplexity,
+    compare,
+):
     app.command()(command)
 
 

@@ -122,6 +122,36 @@ def round_weight(weight: Tensor, hessian: Tensor, rounding: Rounding) -> Rounded
     return replace(result, error=output_error(weight, result.dequantize(), hessian))
 
 
+def round_to_grid(weight: Tensor, rounding: Rounding) -> RoundedWeight:
+    """Each weight [out, in] to the nearest of its group's values: no calibration, the baseline of GPTQ.
+
+    error: what the rounding changed of the weight, as a share of its square. Raises as `round_weight`.
+    """
+    rows, columns = weight.shape
+    rounding.check(columns)
+    _check_finite(weight, "The weight holds")
+    group = columns if rounding.group == -1 else rounding.group
+    lines = weight.detach().float().t().contiguous()
+    codes = torch.empty(columns, rows, dtype=torch.uint8)
+    scales, zeros = torch.empty(columns // group, rows), torch.empty(columns // group, rows)
+    even = torch.ones(group, 1)
+    for of, first in enumerate(range(0, columns, group)):
+        part = lines[first : first + group]
+        scales[of], zeros[of] = _grid(part, even, rounding)
+        codes[first : first + group] = _codes(part, scales[of], zeros[of], rounding.bits).to(torch.uint8)
+    result = RoundedWeight(
+        codes.t().contiguous(),
+        scales.half(),
+        zeros.to(torch.uint8),
+        (torch.arange(columns) // group).int(),
+        math.nan,
+        0.0,
+    )
+    size = float(lines.square().sum(dtype=torch.float64))
+    lost = float((result.dequantize().t() - lines).square().sum(dtype=torch.float64))
+    return replace(result, error=lost / size if size else 0.0)
+
+
 def output_error(weight: Tensor, rounded: Tensor, hessian: Tensor) -> float:
     """Mean square of (weight - rounded) x over that of weight x, by the second moments of x [in, in]."""
     weight = weight.float()
@@ -184,7 +214,11 @@ def _scale(low: Tensor, high: Tensor, rounding: Rounding) -> tuple[Tensor, Tenso
         raise UnsupportedError("A weight is too large for float16 scales.", "Keep the layer in 16 bits.")
     if rounding.symmetric:
         return scale, torch.full_like(scale, (top + 1) // 2)
-    return scale, (-low / scale).round().clamp(0, top)
+    zero = (-low / scale).round()
+    # Stored minus one, a zero of 0 would be read as 0 by some engines and as 16 by others: leave it out.
+    none = zero < 1
+    scale = torch.where(none, (high / (top - 1)).half().float().clamp(min=2.0**-24), scale)
+    return scale, zero.clamp(1, top)
 
 
 def _codes(values: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:

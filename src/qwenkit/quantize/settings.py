@@ -1,0 +1,85 @@
+"""What was asked for: by which method, how finely, on which calibration texts."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+from qwenkit.core import RequestError, UnsupportedError
+from qwenkit.model import ModelConfig
+from qwenkit.quant.gptq_rounding import Rounding
+from qwenkit.quantize.layers import LAYERS, shapes
+
+Method = Literal["gptq", "rtn"]
+BUILTIN = "builtin"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """method: "gptq", or "rtn", which rounds to nearest and uses no calibration. calibration: a file, a
+    folder, or "builtin"; samples: texts of it at most, each cut to `length` tokens. dtype: to compute in.
+    """
+
+    method: Method = "gptq"
+    rounding: Rounding = field(default_factory=Rounding)
+    calibration: str = BUILTIN
+    samples: int = 128
+    length: int = 1024
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+
+    def __post_init__(self) -> None:
+        if self.method not in get_args(Method):
+            raise RequestError(f"Unknown method {self.method!r}.", "Choose gptq or rtn.")
+        if self.dtype not in ("bfloat16", "float32"):
+            raise RequestError(f"Computing in {self.dtype!r}.", "Choose bfloat16 or float32.")
+        for name in ("samples", "length"):
+            if getattr(self, name) < 1:
+                raise RequestError(f"{name}={getattr(self, name)}.", "It must be at least 1.")
+
+    def check(self, config: ModelConfig) -> None:
+        """Raise UnsupportedError naming the layer whose shape does not divide."""
+        if self.length > config.context_length:
+            raise RequestError(
+                f"Texts of {self.length} tokens, but the model reads {config.context_length}.",
+                "Choose a shorter --length.",
+            )
+        for name, (outputs, inputs) in shapes(config).items():
+            try:
+                self.rounding_of(name).check(inputs)
+            except UnsupportedError as error:
+                raise UnsupportedError(f"{name}: {error.problem}", error.remedy) from error
+            per_word = 32 // self.rounding_of(name).bits
+            if outputs % per_word or inputs % per_word:
+                raise UnsupportedError(
+                    f"{name} has {outputs} outputs and {inputs} inputs; GPTQ packs {per_word} to a word.",
+                    "The format cannot hold this shape.",
+                )
+
+    def rounding_of(self, name: str) -> Rounding:
+        """How a linear layer of a block is rounded."""
+        return self.rounding
+
+    def of_block(self) -> dict[str, Rounding]:
+        return {name: self.rounding_of(name) for name in LAYERS}
+
+    def described(self) -> dict[str, Any]:
+        """As JSON, for the report and to tell one command from another."""
+        return asdict(self)
+
+    def quantize_config(self) -> dict[str, Any]:
+        """quantize_config.json as AutoGPTQ and its heirs write it (reference: model section 10)."""
+        rounding = self.rounding
+        return {
+            "quant_method": "gptq",
+            "bits": rounding.bits,
+            "group_size": rounding.group,
+            "damp_percent": rounding.damping,
+            "desc_act": rounding.act_order,
+            "static_groups": False,
+            "sym": rounding.symmetric,
+            "true_sequential": True,
+            "lm_head": False,
+            "checkpoint_format": "gptq",
+            "model_name_or_path": None,
+            "model_file_base_name": "model",
+        }
