@@ -112,6 +112,15 @@ def test_another_command_is_refused_until_restarted(qwen2, eval_text, tmp_path):
         quantize(qwen2, out, other, eval_texts=[eval_text])
 
 
+def test_two_processes_do_not_meet(qwen2, eval_text, tmp_path):
+    class Second(Watch):
+        def layer(self, number, errors, seconds):
+            with pytest.raises(RequestError, match="Another process is working"):
+                quantize(qwen2, tmp_path / "out", settings(), eval_texts=[eval_text], restart=True)
+
+    quantize(qwen2, tmp_path / "out", settings(), eval_texts=[eval_text], watch=Second())
+
+
 def test_a_folder_of_somebody_else_is_not_touched(qwen2, eval_text, tmp_path):
     (tmp_path / "out.unfinished").mkdir()
     (tmp_path / "out.unfinished" / "thesis.txt").write_text("mine")

@@ -42,11 +42,12 @@ class WorkFolder:
         """
         path = out.with_name(f"{out.name}.unfinished")
         with _disk(path):
-            if restart and (path / _COMMAND).exists():
-                remove(path)
             path.mkdir(parents=True, exist_ok=True)
             with _locked(path):
                 work = cls(path)
+                if restart and (path / _COMMAND).exists():
+                    for entry in sorted(path.iterdir(), reverse=True):  # layers first: what is left continues
+                        remove(entry)
                 work._check_command(json.loads(json.dumps(command)))
                 yield work
 
