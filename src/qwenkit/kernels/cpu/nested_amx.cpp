@@ -1,7 +1,7 @@
 // Nested affine linear on AMX tiles, for a batch or a prompt.
 //
-// A weight's code times the integer scale of its inner group has up to 13 bits: it is split into two signed bytes,
-// 64 high + low, whose products with x are added up over the whole group of 256 columns. What minima take away is a
+// A weight's code times the integer scale of its inner group has up to 14 bits: it is split into two bytes,
+// 256 high + low, whose products with x are added up over the whole group of 256 columns. What minima take away is a
 // product too, of their factors and the sums of x, in bf16 pairs that hold both exactly. So the sums of a group are
 // integers, the same as those of the row kernels, and scaled once.
 // 16 rows of x meet the four tiles of 32 outputs at a time, so that each comes from L2 once. As in affine_amx.cpp the
@@ -51,7 +51,7 @@ template <bool MINIMA>
     for (int block = 0; block < 2; block++) {
         const int32_t* sums = s.tiles + block * 256 + r * 16;
         const __m512i high = _mm512_load_si512(sums), low = _mm512_load_si512(sums + 512);
-        const __m512i both = _mm512_add_epi32(_mm512_slli_epi32(high, 6), low);
+        const __m512i both = _mm512_add_epi32(_mm512_slli_epi32(high, 8), low);
         __m512 part = _mm512_mul_ps(_mm512_load_ps(s.scales + block * 16), _mm512_cvtepi32_ps(both));
         if constexpr (MINIMA)
             part = _mm512_fmadd_ps(_mm512_load_ps(s.scales + 32 + block * 16), _mm512_load_ps(sums + 1024), part);
@@ -86,7 +86,8 @@ template <bool MINIMA, bool PRODUCTS>
     }                                                              \
     if constexpr (PRODUCTS) {                                      \
         _tile_loadd(7, s.weight + (k * 4 + T) * 1024, 64);         \
-        _tile_dpbssd(T, 6, 7);                                     \
+        if constexpr (T < 2) _tile_dpbssd(T, 6, 7);                \
+        else _tile_dpbsud(T, 6, 7);                                \
     }                                                              \
     if (k == 0) scale_row<MINIMA>(older, 12 + T);                  \
     else scale_row<MINIMA>(last, k * 4 - 4 + T);

@@ -1,4 +1,4 @@
-// Nested codes to pairs of AMX weight tiles: code times inner scale = 64 high + low, both signed bytes.
+// Nested codes to pairs of AMX weight tiles: code times inner scale = 256 high + low, signed and unsigned bytes.
 #pragma once
 #include <immintrin.h>
 
@@ -28,26 +28,24 @@ void unpack_nested(const uint8_t* p, int8_t* weight, uint16_t* minima, float* sc
             _mm512_store_si512(minima + i * 32, pair);
         }
     }
-    const __m512i low_nibble = _mm512_set1_epi8(15), upper = _mm512_set1_epi8(0x30), six = _mm512_set1_epi8(63);
-    const __m512i even_bytes = _mm512_set1_epi16(255);
+    const __m512i low_nibble = _mm512_set1_epi8(15), upper = _mm512_set1_epi8(0x30);
     int line = 0;
     for (int i = 0; i < inners; i++) {
-        __m512i scale = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)(p + i * 16)));
-        scale = _mm512_mask_blend_epi16(0xaaaaaaaa, scale, _mm512_slli_epi32(scale, 16));
-        const __m512i middle = _mm512_slli_epi16(scale, BITS - 1);
+        const __m128i bytes = _mm_loadu_si128((const __m128i*)(p + i * 16));
+        const __m512i one = _mm512_cvtepu8_epi32(bytes), scale = _mm512_cvtepi8_epi32(bytes);
+        // Products of unsigned by signed bytes are added in pairs: a zero beside each scale leaves one of the two.
+        const __m512i for_even = _mm512_or_si512(one, _mm512_slli_epi32(one, 16));
+        const __m512i for_odd = _mm512_slli_epi16(for_even, 8);
+        const __m512i middle = _mm512_slli_epi16(_mm512_mask_blend_epi16(0xaaaaaaaa, scale, _mm512_slli_epi32(scale, 16)), BITS - 1);
         auto put = [&](__m512i codes) __attribute__((always_inline)) {
-            __m512i even = _mm512_mullo_epi16(_mm512_and_si512(codes, even_bytes), scale);
-            __m512i odd = _mm512_mullo_epi16(_mm512_srli_epi16(codes, 8), scale);
+            __m512i even = _mm512_maddubs_epi16(codes, for_even), odd = _mm512_maddubs_epi16(codes, for_odd);
             if constexpr (!MINIMA) {
                 even = _mm512_sub_epi16(even, middle);
                 odd = _mm512_sub_epi16(odd, middle);
             }
             int8_t* at = weight + line / 16 * 4096 + line % 16 * 64;
-            const __m512i rest = _mm512_mask_blend_epi8(odd_bytes, even, _mm512_slli_epi16(odd, 8));
-            const __m512i by64 = _mm512_mask_blend_epi8(odd_bytes, _mm512_srli_epi16(_mm512_slli_epi16(even, 2), 8),
-                                                        _mm512_slli_epi16(odd, 2));
-            _mm512_store_si512(at, by64);
-            _mm512_store_si512(at + 2048, _mm512_and_si512(rest, six));
+            _mm512_store_si512(at, _mm512_mask_blend_epi8(odd_bytes, _mm512_srli_epi16(even, 8), odd));
+            _mm512_store_si512(at + 2048, _mm512_mask_blend_epi8(odd_bytes, even, _mm512_slli_epi16(odd, 8)));
             line++;
         };
         auto load = [&](int n) __attribute__((always_inline)) {
