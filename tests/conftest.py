@@ -6,6 +6,7 @@ import json
 import lzma
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from real_data import debian_reference_text, smollm2_file
 # A busy machine is no bug: no test may fail for being slow.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+# A shell that starts the tests in the background makes them, and what they interrupt, deaf to interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DATA = Path(__file__).parent / "data"
 
