@@ -40,6 +40,13 @@ def test_records_begin_windows_and_conversations_are_rendered(tokenizer, tmp_pat
     assert list(first.ids) == encode_training(tokenizer, turns)[0] == list(second.ids)
 
 
+def test_a_line_ends_at_a_newline_only(tokenizer, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one\u2028two\x85three"}\n', encoding="utf-8")
+    (window,) = read_windows([path], tokenizer, length=100)
+    assert bytes(window.ids).decode() == "one\u2028two\x85three"
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -49,6 +56,8 @@ def test_records_begin_windows_and_conversations_are_rendered(tokenizer, tmp_pat
         ('{"messages": [{"role": "user"}]}', r"a.jsonl:2: neither"),
         ('{"messages": [{"role": "nobody", "content": "x"}]}', r"a.jsonl:2: neither"),
         ("{}", r"a.jsonl:2: neither"),
+        ('{"messages": [{"role": "user", "content": 5}]}', r"a.jsonl:2: neither .* no text"),
+        ("[" * 100_000, r"a.jsonl:2: no JSON"),
     ],
 )
 def test_a_bad_record_is_named(tokenizer, tmp_path, line, message):

@@ -89,18 +89,7 @@ class GGUFPlan:
             writer.add_description(self.note)
         writer.add_file_type(_FILE_TYPES[self.form])
         writer.add_quantization_version(2)
-        writer.add_block_count(config.num_layers)
-        writer.add_context_length(config.plain_length)
-        writer.add_embedding_length(config.hidden_size)
-        # As in its config.json, twice the width: readers of this architecture halve it.
-        writer.add_feed_forward_length(config.ffn_size * (2 if self.arch == "qwen" else 1))
-        writer.add_head_count(config.num_heads)
-        writer.add_head_count_kv(config.num_kv_heads)
-        writer.add_key_length(config.head_dim)
-        writer.add_value_length(config.head_dim)
-        writer.add_rope_dimension_count(config.rotary_dim)
-        writer.add_rope_freq_base(config.rope_base)
-        writer.add_layer_norm_rms_eps(config.norm_eps)
+        add_shape(writer, config, self.arch, config.plain_length)
         values = config.v1_values()
         if values:
             writer.add_string(f"{OWN_KEYS}.{V1_VALUES}", json.dumps(values))
@@ -142,3 +131,19 @@ class GGUFPlan:
             if sampling.top_k is not None:
                 writer.add_int32("general.sampling.top_k", sampling.top_k)
         writer.add_string(f"{OWN_KEYS}.{GENERATION}", json.dumps(generation_dict(self.generation)))
+
+
+def add_shape(writer: GGUFWriter, config: ModelConfig, arch: str, context_length: int) -> None:
+    """The fields by which readers of `arch`, qwen or qwen2, size the model."""
+    writer.add_block_count(config.num_layers)
+    writer.add_context_length(context_length)
+    writer.add_embedding_length(config.hidden_size)
+    # As in its config.json, twice the width: readers of architecture qwen halve it.
+    writer.add_feed_forward_length(config.ffn_size * (2 if arch == "qwen" else 1))
+    writer.add_head_count(config.num_heads)
+    writer.add_head_count_kv(config.num_kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_dimension_count(config.rotary_dim)
+    writer.add_rope_freq_base(config.rope_base)
+    writer.add_layer_norm_rms_eps(config.norm_eps)

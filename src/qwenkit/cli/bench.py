@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import typer
 
 from qwenkit.cli import options
 from qwenkit.cli.loading import chosen_model
-from qwenkit.core import RequestError
+from qwenkit.cli.result_file import check_place, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,7 +86,7 @@ def bench(
         "cache_tokens": workload.cache_tokens,
     }  # fmt: skip
     for path in (json_file, plot):
-        _check_place(path)
+        check_place(path)
     if plot is not None:
         from qwenkit.bench.plot import check_plot
 
@@ -98,7 +97,7 @@ def bench(
     def keep(summary: dict[str, Any]) -> None:
         latest.update(summary)
         if json_file is not None:
-            _write(json_file, summary)
+            write_json(json_file, summary)
 
     try:
         with interruptible():
@@ -154,22 +153,6 @@ def _roomy() -> bool:
 
     found = host_memory()
     return found is None or found[1] > found[0] * _FREE_SHARE
-
-
-def _check_place(path: Path | None) -> None:
-    """Before minutes of measuring, not after."""
-    if path is None:
-        return
-    folder = path.absolute().parent
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        why = "it is a folder" if path.is_dir() else f"{folder} is no folder that can be written"
-        raise RequestError(f"Cannot write {path}: {why}.", "Name another file.")
-
-
-def _write(path: Path, summary: dict[str, Any]) -> None:
-    fresh = path.with_name(f".{path.name}.tmp")
-    fresh.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(fresh, path)
 
 
 def _show(summary: dict[str, Any], plot: Path | None) -> None:

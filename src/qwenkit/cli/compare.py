@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from math import exp
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ import typer
 from qwenkit.cli import options
 from qwenkit.cli.loading import State
 from qwenkit.cli.perplexity import JSONFile, Length, Texts, Windows
+from qwenkit.cli.result_file import check_place, write_json
 
 _CACHE = "Its keys and values: auto, int8, int8-affine, int8-original."
 _WEIGHTS = "How its weights are held: auto, exact, bf16, int8, int4."
@@ -41,6 +41,7 @@ def compare(
     """
     if not text:
         raise typer.BadParameter("Give a --text.")
+    check_place(json_file)
     from tqdm import tqdm
 
     from qwenkit.eval import compare as measure
@@ -51,7 +52,7 @@ def compare(
     first: Any = state.load(a, weights=weights_a, kv_cache=kv_cache_a, **common)
     second: Any = state.load(b, weights=weights_b, kv_cache=kv_cache_b, **common)
     found = read_windows(text, first.tokenizer, length=length, limit=windows)
-    with tqdm(total=sum(len(window.ids) for window in found), unit="token", leave=False) as bar:
+    with tqdm(total=sum(len(window.ids) for window in found), unit="token", leave=False, disable=None) as bar:
         result = measure(first, second, found, progress=bar.update)
     typer.echo(
         f"tokens               {result.tokens}\n"
@@ -63,4 +64,4 @@ def compare(
     )
     if json_file is not None:
         about = {"a": a, "b": b, "texts": [str(path) for path in text], "length": length}
-        json_file.write_text(json.dumps({**about, **asdict(result)}, indent=2) + "\n", encoding="utf-8")
+        write_json(json_file, {**about, **asdict(result)})

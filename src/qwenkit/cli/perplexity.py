@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from itertools import product
 from math import exp
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from qwenkit.cli import options
 from qwenkit.cli.loading import State, chosen_model
+from qwenkit.cli.result_file import check_place, write_json
 
 Texts = Annotated[
     list[Path],
@@ -53,6 +53,7 @@ def perplexity(
     """
     if not text:
         raise typer.BadParameter("Give a --text.")
+    check_place(json_file)
     from rich.console import Console
     from tqdm import tqdm
 
@@ -70,7 +71,9 @@ def perplexity(
         for path in text:
             found = read_windows([path], loaded.tokenizer, length=length, limit=windows)
             total = sum(len(window.ids) for window in found)
-            with tqdm(total=total, desc=f"{form}, {cache}, {path.name}", unit="token", leave=False) as bar:
+            with tqdm(
+                total=total, desc=f"{form}, {cache}, {path.name}", unit="token", leave=False, disable=None
+            ) as bar:
                 result = measure(loaded, found, progress=bar.update)
             change, change_error = result.change_from(first.setdefault(path, result))
             results.append(
@@ -93,7 +96,7 @@ def perplexity(
         del loaded
     Console().print(_table(results))
     if json_file is not None:
-        json_file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        write_json(json_file, results)
 
 
 def _table(results: list[dict[str, Any]]) -> Any:

@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from qwenkit.core import Message, QwenkitError, RequestError
+from qwenkit.core import RequestError
 from qwenkit.text import Tokenizer
 from qwenkit.text.chatml import encode_training
+from qwenkit.text.conversations import conversation
 
 _LEAST = 2  # tokens: of one alone nothing is predicted
 
@@ -60,7 +60,7 @@ def _texts(path: Path, tokenizer: Tokenizer) -> Iterator[list[int]]:
     if path.suffix != ".jsonl":
         yield tokenizer.encode(text)
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # other ends of lines may stand inside a string
         if line.strip():
             yield _record(line, f"{path}:{number}", tokenizer)
 
@@ -68,21 +68,15 @@ def _texts(path: Path, tokenizer: Tokenizer) -> Iterator[list[int]]:
 def _record(line: str, where: str, tokenizer: Tokenizer) -> list[int]:
     try:
         record = json.loads(line)
-        if "text" in record:
-            if not isinstance(record["text"], str):
-                raise TypeError("text is no string")
-            return tokenizer.encode(record["text"])
-        return encode_training(tokenizer, _messages(record))[0]
-    except json.JSONDecodeError as error:
-        raise RequestError(f"{where}: no JSON ({error.msg}).", "Every line is one JSON object.") from error
-    except (KeyError, TypeError, ValueError, QwenkitError) as error:
+    except (json.JSONDecodeError, RecursionError) as error:
+        what = error.msg if isinstance(error, json.JSONDecodeError) else "too deeply nested"
+        raise RequestError(f"{where}: no JSON ({what}).", "Every line is one JSON object.") from error
+    text = record.get("text") if isinstance(record, dict) else None
+    if isinstance(text, str):
+        return tokenizer.encode(text)
+    try:
+        return encode_training(tokenizer, conversation(record, "the record"))[0]
+    except RequestError as error:
         raise RequestError(
-            f"{where}: neither a text nor a conversation ({error}).",
-            'Every line has "text", "messages" or "conversations".',
+            f"{where}: neither a text nor a conversation ({error.problem.rstrip('.')}).", error.remedy
         ) from error
-
-
-def _messages(record: dict[str, Any]) -> list[Message]:
-    if "messages" in record:
-        return [Message(turn["role"], turn["content"]) for turn in record["messages"]]
-    return [Message(turn["from"], turn["value"]) for turn in record["conversations"]]

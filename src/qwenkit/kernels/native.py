@@ -218,6 +218,13 @@ def arrange_groups(group_of_column: Tensor) -> tuple[int, Tensor, Tensor | None]
     return size, group_map.int(), None if in_place else gather
 
 
+def _check_codes(codes: Tensor, bits: int) -> None:
+    if int(codes.max()) >= 1 << bits:
+        raise UnsupportedError(
+            f"A code of {int(codes.max())} does not fit {bits} bits.", f"Codes go up to {(1 << bits) - 1}."
+        )
+
+
 def exact_half(values: Tensor, what: str) -> Tensor:
     """`values` as float16, refusing any that would change: packing must not alter a weight."""
     half = values.to(torch.float16)
@@ -292,8 +299,7 @@ class AffineWeight:
         for name, plane in (("scales", scales), ("zeros", zeros), ("minima", minima), ("eighths", eighths)):
             if plane is not None and (plane.shape[1] != out or plane.shape[0] < source):
                 raise UnsupportedError(f"{name} have shape {tuple(plane.shape)}, not ({source}, {out}).")
-        if int(codes.max()) >= 1 << bits:
-            raise UnsupportedError(f"A code of {int(codes.max())} does not fit {bits} bits.")
+        _check_codes(codes, bits)
         middle = 1 << (bits - 1)
         if zeros is not None and bool((zeros == middle).all()):
             zeros = None
@@ -351,8 +357,7 @@ class AffineWeight:
         ):
             if plane is not None and tuple(_require(plane, name, dtype=dtype).shape) != form:
                 raise UnsupportedError(f"{name} have shape {tuple(plane.shape)}, not {form}.")
-        if int(codes.max()) >= 1 << bits:
-            raise UnsupportedError(f"A code of {int(codes.max())} does not fit {bits} bits.")
+        _check_codes(codes, bits)
         if inner_minima is not None and int(inner_minima.max()) > 63:
             raise UnsupportedError(f"An inner minimum of {int(inner_minima.max())} is above 63.")
         kind: Literal["none", "minima"] = "none" if minima is None else "minima"

@@ -40,7 +40,7 @@ def read_conversations(path: Path) -> Iterator[tuple[list[Message], str]]:
         ) from error
     for value, line in _values(text, path):
         place = f"{path}:{line}"
-        yield _conversation(value, place), place
+        yield conversation(value, place), place
 
 
 def _values(text: str, path: Path) -> Iterator[tuple[Any, int]]:
@@ -82,7 +82,8 @@ def _skip(text: str, at: int) -> int:
     return at
 
 
-def _conversation(record: Any, place: str) -> list[Message]:
+def conversation(record: Any, place: str) -> list[Message]:
+    """The turns of one record; `place` ("file:line") begins the RequestError for one of another shape."""
     kind = next((kind for kind in _SHAPES if isinstance(record, dict) and kind in record), None)
     if kind is None:
         raise RequestError(

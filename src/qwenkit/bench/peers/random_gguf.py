@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
 
+from qwenkit.checkpoint.gguf_plan import add_shape
 from qwenkit.model import ModelConfig
 
 _Q = GGMLQuantizationType
@@ -32,16 +33,7 @@ def write_random_gguf(path: Path, config: ModelConfig, kind: str) -> None:
     writer = GGUFWriter(path, "qwen2", use_temp_file=False)
     writer.add_name("random")
     writer.add_file_type(file_type)
-    writer.add_block_count(config.num_layers)
-    writer.add_context_length(config.max_positions)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.ffn_size)
-    writer.add_head_count(config.num_heads)
-    writer.add_head_count_kv(config.num_kv_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_rope_freq_base(config.rope_base)
-    writer.add_layer_norm_rms_eps(config.norm_eps)
+    add_shape(writer, config, "qwen2", config.max_positions)
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("no_vocab")
     made: dict[tuple[_Q, tuple[int, ...]], np.ndarray] = {}

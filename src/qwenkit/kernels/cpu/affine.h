@@ -48,7 +48,6 @@ struct AffineLayout {
     int64_t inners() const { return inner ? group / inner : 1; }  // of a group
     int64_t sums() const { return groups * inners(); }            // of x a kernel wants
     int64_t head_bytes() const { return group_bytes - code_bytes; }
-    int middle() const { return 1 << (bits - 1); }                // the zero where none is stored
 };
 
 // One product y = x w^T + bias over `count` rows of x, with its scratch memory.
