@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -98,3 +99,16 @@ def test_a_result_that_is_worse_than_allowed_is_marked(qwen2, eval_text, tmp_pat
     report = quantize(qwen2, tmp_path / "out", settings(), eval_texts=[eval_text], max_increase=-100)
     assert report.state == "failed"
     assert json.loads((tmp_path / "out" / "quantize_report.json").read_text())["state"] == "failed"
+
+
+def test_who_loads_a_failed_result_is_warned(qwen2, eval_text, tmp_path):
+    failed, passed = tmp_path / "failed", tmp_path / "passed"
+    quantize(qwen2, failed, settings(), eval_texts=[eval_text], max_increase=-100)
+    quantize(qwen2, passed, settings(), eval_texts=[eval_text], max_increase=1e9)
+    with pytest.warns(UserWarning, match=r"failed its own measurement: .* by .+ %, and -100 % was allowed"):
+        Qwen.load(failed, offline=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Qwen.load(passed, offline=True)
+        (passed / "quantize_report.json").write_text("{")
+        Qwen.load(passed, offline=True)

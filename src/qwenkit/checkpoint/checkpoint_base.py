@@ -48,6 +48,11 @@ class Checkpoint(ABC):
     def is_chat(self) -> bool:
         return self.generation.chat_format == "chatml"
 
+    @property
+    def warning(self) -> str | None:
+        """What whoever loads this should know before trusting it, None where nothing is known."""
+        return None
+
     @abstractmethod
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that belongs to the weights. Raises CheckpointError or TokenizerError."""

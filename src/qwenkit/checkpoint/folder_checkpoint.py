@@ -25,6 +25,7 @@ from qwenkit.model import ModelConfig
 if TYPE_CHECKING:
     from qwenkit.text import Tokenizer
 
+_REPORT = "quantize_report.json"  # what `qwenkit quantize` found when it measured the folder
 _VOCABULARIES = ("qwen.tiktoken", "tokenizer.json", "vocab.json")
 
 
@@ -71,6 +72,20 @@ class FolderCheckpoint(Checkpoint):
             template = named.get("default")
         return template if isinstance(template, str) else None
 
+    @cached_property
+    def warning(self) -> str | None:
+        try:
+            report = read_json_if_any(self.path / _REPORT)
+        except CheckpointError:  # a note beside the weights, which are none the worse for its damage
+            return None
+        if report is None or report.get("state") != "failed":
+            return None
+        found, allowed = (_percent(report.get(key)) for key in ("increase", "max_increase"))
+        return (
+            f"{self.path} failed its own measurement: quantizing changed the perplexity by {found}, and "
+            f"{allowed} was allowed ({_REPORT}). Try --group-size 32, --act-order or --bits 8."
+        )
+
     @property
     def has_tokenizer(self) -> bool:
         return any((self.path / name).exists() for name in _VOCABULARIES)
@@ -87,6 +102,10 @@ class FolderCheckpoint(Checkpoint):
     def _loader(self) -> Loader:
         modules = stored_modules(self.layout, self.config.num_layers)
         return Loader(self.config, self._source, modules, self._gptq)
+
+
+def _percent(value: object) -> str:
+    return f"{value:+.3g} %" if isinstance(value, int | float) else "an unknown part"
 
 
 def _model_config(raw: Mapping[str, Any], file: Path) -> ModelConfig:

@@ -88,6 +88,7 @@ def checkpoint_facts(checkpoint: Checkpoint, context: int | None) -> dict[str, A
         "path": str(checkpoint.path),
         "layout": checkpoint.layout,
         "quantization": checkpoint.quantization,
+        "warning": checkpoint.warning,
         "is_chat": checkpoint.is_chat,
         **config_facts(checkpoint.config, context),
         "stored_bytes": sum(files.values()),
@@ -147,6 +148,8 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
             ("kind", f"{kind}, {facts['layout']} layout"),
             ("quantization", facts["quantization"]),
         ]
+        if facts["warning"]:
+            rows.append(("warning", facts["warning"]))
     else:
         rows.append(("shape", facts["shape"]))
     rows += [

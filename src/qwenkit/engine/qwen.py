@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
@@ -132,13 +133,16 @@ class Qwen:
         text. engine: fields of EngineOptions, as kv_cache="int8".
 
         Raises RequestError for a device, dtype or weights that cannot be had, CheckpointError,
-        ConfigError, TokenizerError or UnsupportedError for a folder that cannot be read, DownloadError.
+        ConfigError, TokenizerError or UnsupportedError for a folder that cannot be read, DownloadError. Warns
+        of a folder whose own measurement failed (Checkpoint.warning).
         """
         where, device_reason = find_device(device)  # before anything is downloaded
         packing = Packing.parse(weights, head)
         number_format, dtype_reason = parse_dtype(packing.dtype_for(dtype)), "as asked"
         located = locate(model, offline=offline)
         checkpoint = open_checkpoint(located.path, content_hash=located.content_hash)
+        if checkpoint.warning:
+            warnings.warn(checkpoint.warning, stacklevel=2)
         if number_format is None:
             quantized = not checkpoint.quantization.startswith("none")
             number_format, dtype_reason = choose_dtype(where, checkpoint.dtype, quantized=quantized)
