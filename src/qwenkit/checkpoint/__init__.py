@@ -9,10 +9,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qwenkit.checkpoint.adapter import Adapter, read_adapter
     from qwenkit.checkpoint.checkpoint import open_checkpoint
     from qwenkit.checkpoint.checkpoint_base import Checkpoint
     from qwenkit.checkpoint.conversion import Conversion, plan_conversion
     from qwenkit.checkpoint.layout import to_v1
+    from qwenkit.checkpoint.merged_checkpoint import MergedCheckpoint, plan_merge
     from qwenkit.checkpoint.safetensors_writer import PlannedTensor
     from qwenkit.checkpoint.sources.demo import DEMOS
     from qwenkit.checkpoint.sources.hub import pull
@@ -23,11 +25,15 @@ if TYPE_CHECKING:
     from qwenkit.checkpoint.write import write_checkpoint
 
 _HOMES = {
+    "Adapter": "adapter",
+    "read_adapter": "adapter",
     "open_checkpoint": "checkpoint",
     "Checkpoint": "checkpoint_base",
     "Conversion": "conversion",
     "plan_conversion": "conversion",
     "to_v1": "layout",
+    "MergedCheckpoint": "merged_checkpoint",
+    "plan_merge": "merged_checkpoint",
     "PlannedTensor": "safetensors_writer",
     "DEMOS": "sources.demo",
     "pull": "sources.hub",
@@ -43,10 +49,12 @@ _HOMES = {
 
 __all__ = [
     "DEMOS",
+    "Adapter",
     "Checkpoint",
     "Conversion",
     "DerivedStore",
     "Located",
+    "MergedCheckpoint",
     "PlannedTensor",
     "TensorEntry",
     "TensorSource",
@@ -54,7 +62,9 @@ __all__ = [
     "locate",
     "open_checkpoint",
     "plan_conversion",
+    "plan_merge",
     "pull",
+    "read_adapter",
     "resize_vocabulary",
     "to_v1",
     "write_checkpoint",

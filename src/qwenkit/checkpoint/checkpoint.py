@@ -40,6 +40,11 @@ def open_checkpoint(path: Path, *, content_hash: str | None = None) -> Checkpoin
             f"{path} holds {len(files)} .gguf files: {', '.join(file.name for file in files[:8])}.",
             "Give the path of one of them.",
         )
+    if (path / "adapter_config.json").exists():
+        raise CheckpointError(
+            f"{path} is a LoRA adapter, not a model.",
+            f"Merge it into its base first: qwenkit merge BASE {path} --out DIR.",
+        )
     raise CheckpointError(
         f"{path} is not a checkpoint: it has no config.json.",
         "Give a folder with config.json and weights, or a .gguf file.",

@@ -33,7 +33,8 @@ class Checkpoint(ABC):
 
     path: the folder or .gguf file; layout: "qwen-v1", "qwen2" or "gguf"; config: the model's shape;
     generation: defaults for sampling and stopping; is_chat: trained to hold a conversation;
-    quantization: how weights are stored, in words; dtype: of the stored float weights.
+    quantization: how weights are stored, in words; dtype: of the stored float weights. notes: what was done
+    to the values since they were stored, one sentence each.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class Checkpoint(ABC):
     generation: GenerationConfig
     quantization: str
     dtype: torch.dtype
+    notes: Sequence[str] = ()
     _source: TensorSource
 
     @property
@@ -70,16 +72,27 @@ class Checkpoint(ABC):
     @property
     def gptq(self) -> GPTQConfig | None:
         """How linear layers were quantized by GPTQ, None where they were not."""
-        return self._loader.gptq
+        return self.loader.gptq
 
     @property
     @abstractmethod
-    def _loader(self) -> Loader:
+    def loader(self) -> Loader:
         """Reads the checkpoint's own files."""
+
+    @property
+    def dequantized(self) -> bool:
+        """Whether weights that come as floats are stored in fewer bits."""
+        return False
+
+    @property
+    def files(self) -> set[Path]:
+        """All files on which the weights depend."""
+        beside = (self.path / name for name in ("config.json", "quantize_config.json"))
+        return {entry.file for entry in self.entries()} | {path for path in beside if path.exists()}
 
     def _loader_for(self, dtype: torch.dtype) -> Loader:
         """The quickest way to the tensors in `dtype`."""
-        return self._loader
+        return self.loader
 
     def entries(self) -> list[TensorEntry]:
         """Every stored tensor as the headers describe it; nothing is loaded."""
@@ -87,7 +100,7 @@ class Checkpoint(ABC):
 
     def check(self) -> None:
         """Compare all headers with the configuration. Raises CheckpointError for anything amiss."""
-        self._loader.check()
+        self.loader.check()
 
     def planned(self, dtype: torch.dtype | None = None) -> Sequence[PlannedTensor]:
         """All tensors under their canonical names in `dtype`, each read when asked for: for rewriting.
@@ -95,8 +108,8 @@ class Checkpoint(ABC):
         Without `dtype` as they are stored: GPTQ in its parts, GGUF blocks as float32. Raises
         UnsupportedError for packed weights in a `dtype` and other dtypes, CheckpointError as `check`.
         """
-        self._loader.check()
-        loader = self._loader if dtype is None else self._loader_for(_float(dtype))
+        self.loader.check()
+        loader = self.loader if dtype is None else self._loader_for(_float(dtype))
         return planned_tensors(loader, dtype)
 
     def load_model(
@@ -136,7 +149,7 @@ class Checkpoint(ABC):
         with torch.inference_mode(False), torch.no_grad():
             if why_not_native(device) is None and worth_keeping:
                 return load_kept(
-                    self._loader, packing, identity=self._identity, dtype=dtype, progress=progress, idle=idle
+                    self.loader, packing, identity=self._identity, dtype=dtype, progress=progress, idle=idle
                 )
             idle()
             return pack_while_loading(
@@ -145,9 +158,7 @@ class Checkpoint(ABC):
 
     def _identity(self) -> str:
         """Stands for the content of every file the weights depend on; hashing them is done once."""
-        files = {entry.file for entry in self.entries()}
-        beside = (self.path / name for name in ("config.json", "quantize_config.json"))
-        return identity_of([*files, *(path for path in beside if path.exists())], content_hash)
+        return identity_of([*self.files], content_hash)
 
 
 def _float(dtype: torch.dtype) -> torch.dtype:

@@ -55,7 +55,7 @@ class Conversion:
     """What can be written. losses: how it differs from the source, one sentence each.
 
     rounded: names of the float tensors that lost digits; filled by `write`. A tensor rounded to a block
-    form is not counted: there, the loss is in `losses`.
+    form is not counted: there, the loss is in `losses`. doing: what the progress bar says.
     """
 
     target: Target
@@ -63,6 +63,7 @@ class Conversion:
     losses: tuple[str, ...]
     rounded: list[str]
     meter: Meter = field(default_factory=Meter)
+    doing: str = "Converting"
 
     @property
     def files(self) -> Mapping[str, Sequence[Planned]]:
@@ -96,7 +97,7 @@ class Conversion:
             from tqdm import tqdm
 
             with tqdm(
-                total=self.nbytes, desc="Converting", unit="B", unit_scale=True, leave=False, disable=None
+                total=self.nbytes, desc=self.doing, unit="B", unit_scale=True, leave=False, disable=None
             ) as bar:
                 self.meter.advance = bar.update
                 self.plan.write(fresh)
@@ -125,7 +126,7 @@ def plan_conversion(
     if to not in get_args(Target):
         raise RequestError(f"There is no target {to!r}.", f"Choose one of {', '.join(get_args(Target))}.")
     _check_options(source, to, dtype, form, arch, max_shard_bytes)
-    config, tensors, losses = source.config, list(source.planned()), []
+    config, tensors, losses = source.config, list(source.planned()), list(source.notes)
     if vocab_size is not None and vocab_size != config.vocab_size:
         _check_rows(source, vocab_size)
         losses.append(notes.rows_changed(config.vocab_size, vocab_size))
@@ -152,11 +153,11 @@ def _to_folder(
     if to == "qwen2" and config.beyond_training:
         losses.append(notes.long_context(config, "max_position_embeddings"))
     shape, tensors = in_layout(layout, config, tensors)
-    if dtype is None and source.layout == "gguf":  # where norms are float32, whatever the weights are
+    if dtype is None and (source.layout == "gguf" or source.dequantized):  # norms of a GGUF are float32
         dtype = source.dtype
     if dtype is not None:
         kinds = {t.form for t in tensors if torch.promote_types(t.dtype, dtype) != dtype}
-        if source.quantization.startswith("GGUF") and not _is_plain(source):
+        if source.dequantized:
             losses.append(
                 f"{source.quantization} is dequantized; {dtype_words(dtype)} may not hold all digits."
             )
@@ -273,10 +274,6 @@ def _quantization(source: Checkpoint, layout: str, tensors: Sequence[PlannedTens
         orders = (tensor.read() for tensor in tensors if tensor.name.endswith(".g_idx"))
         fields["desc_act"] = any(bool((order.diff() < 0).any()) for order in orders)
     return fields
-
-
-def _is_plain(source: Checkpoint) -> bool:
-    return all(entry.dtype in ("F32", "F16", "BF16") for entry in source.entries())
 
 
 def dtype_words(dtype: torch.dtype) -> str:

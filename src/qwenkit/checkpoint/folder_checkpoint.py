@@ -99,7 +99,7 @@ class FolderCheckpoint(Checkpoint):
         return Tokenizer.from_folder(self.path)
 
     @cached_property
-    def _loader(self) -> Loader:
+    def loader(self) -> Loader:
         modules = stored_modules(self.layout, self.config.num_layers)
         return Loader(self.config, self._source, modules, self._gptq)
 

@@ -106,6 +106,10 @@ class GGUFCheckpoint(Checkpoint):
         return self._header.text("tokenizer.chat_template") or None
 
     @property
+    def dequantized(self) -> bool:
+        return any(plain_dtype(entry.dtype) is None for entry in self.entries())
+
+    @property
     def has_tokenizer(self) -> bool:
         return self._header.text("tokenizer.ggml.model", "no_vocab") != "no_vocab"
 
@@ -138,7 +142,7 @@ class GGUFCheckpoint(Checkpoint):
         return self._content_hash or super()._identity()
 
     @cached_property
-    def _loader(self) -> Loader:
+    def loader(self) -> Loader:
         modules = stored_modules(
             "gguf",
             self.config.num_layers,
@@ -149,13 +153,13 @@ class GGUFCheckpoint(Checkpoint):
     def _loader_for(self, dtype: torch.dtype) -> Loader:
         """From the cache where the content of the file is known, else straight from the file."""
         if self._content_hash is None:
-            return self._loader
+            return self.loader
         words = str(dtype).removeprefix("torch.")
         key = f"gguf-{self._content_hash}-{words}-v{_DERIVED_VERSION}.safetensors"
 
         def make(place: Path) -> None:
-            self._loader.check()
-            write_safetensors(place, planned_tensors(self._loader, dtype), {"format": "pt"})
+            self.loader.check()
+            write_safetensors(place, planned_tensors(self.loader, dtype), {"format": "pt"})
 
         kept = SafetensorsFile(DerivedStore().get_or_make(key, make))
         return Loader(self.config, kept, stored_modules("qwen-v1", self.config.num_layers))

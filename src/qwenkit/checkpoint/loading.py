@@ -23,7 +23,7 @@ from qwenkit.quant.stacking import stack_codes
 
 _FLOATS = ("F32", "F16", "BF16")
 _BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
-_PACKED = ("qweight", "qzeros", "scales", "g_idx")
+PACKED = ("qweight", "qzeros", "scales", "g_idx")
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Loader:
         """Whether any of the stored modules `parts` is GPTQ."""
         return any(f"{part}.qweight" in self.source.entries() for part in parts)
 
-    def _rows(self, name: str, total: int, parts: int) -> list[int]:
+    def rows(self, total: int, parts: int) -> list[int]:
         """Output rows of each stored part of a module."""
         if parts == 1:
             return [total]
@@ -166,7 +166,7 @@ class Loader:
                     "Download quantize_config.json, or the config.json with its quantization_config.",
                 )
             for kind, parameter in module.named_parameters(recurse=False):
-                for part, rows in zip(parts, self._rows(name, parameter.shape[0], len(parts)), strict=True):
+                for part, rows in zip(parts, self.rows(parameter.shape[0], len(parts)), strict=True):
                     if packed and kind == "weight" and self.gptq is not None:
                         wanted |= self._packed_shapes(part, rows, parameter.shape[1], self.gptq)
                     else:
@@ -220,34 +220,37 @@ class Loader:
     def _read_packed(
         self, module: nn.Linear, parts: Sequence[str], device: torch.device | str, dtype: torch.dtype
     ) -> nn.Module:
-        if self.gptq is None:
-            raise CheckpointError(f"{parts[0]} is packed.", "Its quantization config is missing.")
         layers = []
         for part in parts:
-            words = {
-                kind: self.source.read(f"{part}.{kind}").clone() if kind != "qweight" else None
-                for kind in _PACKED
-                if f"{part}.{kind}" in self.source.entries()
-            }
             bias = None
             if "bias" in _kinds(module):
                 bias = self.source.read(f"{part}.bias").to(dtype, copy=True)
             else:
                 self.check_extra_bias([part])
-            layer = AffineLinear.from_gptq(
-                self.source.read(f"{part}.qweight"),
-                _present(words["qzeros"]),
-                _present(words["scales"]),
-                words.get("g_idx"),
-                self.gptq.bits,
-                bias,
-                zeros_minus_one=self.gptq.zeros_minus_one,
-            )
-            for kind in _PACKED:
+            layers.append(self.packed_part(part, bias).to(device))
+            for kind in PACKED:
                 if f"{part}.{kind}" in self.source.entries():
                     self.source.release(f"{part}.{kind}")
-            layers.append(layer.to(device))
         return AffineLinear.stack(layers)
+
+    def packed_part(self, part: str, bias: Tensor | None = None) -> AffineLinear:
+        """One stored GPTQ module with a bias of its own; all but the codes are copies."""
+        if self.gptq is None:
+            raise CheckpointError(f"{part} is packed.", "Its quantization config is missing.")
+        words = {
+            kind: self.source.read(f"{part}.{kind}").clone() if kind != "qweight" else None
+            for kind in PACKED
+            if f"{part}.{kind}" in self.source.entries()
+        }
+        return AffineLinear.from_gptq(
+            self.source.read(f"{part}.qweight"),
+            _present(words["qzeros"]),
+            _present(words["scales"]),
+            words.get("g_idx"),
+            self.gptq.bits,
+            bias,
+            zeros_minus_one=self.gptq.zeros_minus_one,
+        )
 
     def _read_codes(self, module: nn.Module, parts: Sequence[str], dtype: torch.dtype) -> nn.Module | None:
         """A layer on the stored codes of all parts, None where one of them has no such form.

@@ -71,7 +71,8 @@ def open_folder(folder: Path) -> TensorSource:
             return Shards([reader(path) for path in _complete(folder, files)])
     if any(folder.glob("adapter_model*")):
         raise CheckpointError(
-            f"{folder} holds a LoRA adapter, not a model.", "Load the base model it was trained on first."
+            f"{folder} holds a LoRA adapter, not a model.",
+            f"Merge it into its base first: qwenkit merge BASE {folder} --out DIR.",
         )
     raise CheckpointError(
         f"{folder} has no weights (no *.safetensors, no pytorch_model*.bin).",

@@ -67,7 +67,7 @@ def convert(
         dtype=None if dtype is None else parse_dtype(dtype),
         form=form,
         arch=arch,  # type: ignore[arg-type]
-        max_shard_bytes=None if max_shard_size is None else _bytes(max_shard_size),
+        max_shard_bytes=None if max_shard_size is None else parse_size(max_shard_size),
         vocab_size=vocab_size,
     )
     conversion.check_name(out)
@@ -96,7 +96,8 @@ def _show(conversion: Conversion, out: Path) -> None:
     print_table(rows, [*after, *(f"note: {loss}" for loss in conversion.losses)])
 
 
-def _bytes(text: str) -> int:
+def parse_size(text: str) -> int:
+    """5GB, 500 MB or a number of bytes. Raises typer.BadParameter (exit 2)."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise typer.BadParameter(f"{text!r} is no size; write it as 5GB, 500MB or a number of bytes.")

@@ -26,6 +26,7 @@ from qwenkit.cli.doctor import doctor
 from qwenkit.cli.generate import generate
 from qwenkit.cli.info import info
 from qwenkit.cli.loading import State
+from qwenkit.cli.merge import merge
 from qwenkit.cli.perplexity import perplexity
 from qwenkit.cli.pull import pull
 from qwenkit.cli.quantize import quantize
@@ -122,6 +123,7 @@ for command in (
     generate,
     pull,
     convert,
+    merge,
     quantize,
     info,
     tokenize,
