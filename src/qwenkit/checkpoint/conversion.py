@@ -20,6 +20,7 @@ from qwenkit.checkpoint.conversion_gguf import Arch, gguf_tensors
 from qwenkit.checkpoint.folder_plan import MAX_SHARD_BYTES, FolderPlan
 from qwenkit.checkpoint.gguf_forms import PlannedBlocks
 from qwenkit.checkpoint.gguf_plan import GGUFPlan
+from qwenkit.checkpoint.gptq_rules import rewritten
 from qwenkit.checkpoint.layout import cast
 from qwenkit.checkpoint.output import appearing
 from qwenkit.checkpoint.safetensors_writer import PlannedTensor
@@ -197,7 +198,7 @@ def _to_gguf(
         )
     rounded: list[str] = []
     chosen = arch or config.architecture
-    found = gguf_tensors(config, tensors, chosen, form, source.gptq, rounded)
+    found = gguf_tensors(config, tensors, chosen, form, rounded)
     losses += found.losses
     if chosen == "qwen" and config.num_kv_heads != config.num_heads:
         losses.append(notes.heads_repeated(config))
@@ -260,16 +261,21 @@ def _check_rows(source: Checkpoint, rows: int) -> None:
         )
 
 
-def _quantization(source: Checkpoint, layout: str, tensors: Sequence[PlannedTensor]) -> dict[str, Any] | None:
+def _quantization(
+    source: Checkpoint, layout: Literal["qwen-v1", "qwen2"], tensors: Sequence[PlannedTensor]
+) -> dict[str, Any] | None:
     if source.gptq is None:
         return None
     fields = source.gptq.to_dict()
-    named = [key for key in ("dynamic", "modules_in_block_to_quantize") if fields.get(key)]
-    if named and layout != source.layout:
-        raise UnsupportedError(
-            f"{source.path}: {named[0]!r} of its quantization config names modules of the source layout.",
-            "Remove it, if all linear layers of a block are quantized alike.",
-        )
+    if layout != source.layout:
+        if fields.get("modules_in_block_to_quantize"):
+            raise UnsupportedError(
+                f"{source.path}: 'modules_in_block_to_quantize' of its quantization config names modules of "
+                "the source layout.",
+                "Remove it, if all linear layers of a block are quantized alike.",
+            )
+        if source.gptq.rules:
+            fields["dynamic"] = rewritten(source.gptq.rules, source.layout, layout, source.config.num_layers)
     if "desc_act" not in fields:  # vLLM asks for it, and passes over g_idx where it is false
         orders = (tensor.read() for tensor in tensors if tensor.name.endswith(".g_idx"))
         fields["desc_act"] = any(bool((order.diff() < 0).any()) for order in orders)

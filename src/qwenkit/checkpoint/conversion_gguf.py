@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 
 from qwenkit.checkpoint.gguf_forms import (
+    Packed,
     PlannedBlocks,
+    bits_of,
     dequantized,
     fits,
     from_codes,
@@ -17,7 +21,6 @@ from qwenkit.checkpoint.gguf_forms import (
     keeps_codes,
 )
 from qwenkit.checkpoint.gguf_header import plain_dtype
-from qwenkit.checkpoint.gptq_config import GPTQConfig
 from qwenkit.checkpoint.layout import renamed, to_v1
 from qwenkit.checkpoint.names import stored_modules
 from qwenkit.checkpoint.safetensors_writer import PlannedTensor
@@ -48,7 +51,6 @@ def gguf_tensors(
     tensors: Sequence[PlannedTensor],
     arch: Arch,
     form: str | None,
-    gptq: GPTQConfig | None,
     rounded: list[str],
 ) -> GGUFTensors:
     """Canonical tensors as those of a GGUF file of `arch`; vectors are float32, as llama.cpp wants them.
@@ -67,7 +69,6 @@ def gguf_tensors(
         config = replace(config, architecture="qwen2")
     modules = stored_modules("gguf", config.num_layers, fused_qkv=arch == "qwen")
     tensors = renamed(config, tensors, modules)
-    found = GGUFTensors(config, form.upper() if form else _best_form(tensors, gptq))
     layers: dict[str, dict[str, PlannedTensor]] = {}
     floats: list[PlannedTensor] = []
     for tensor in tensors:
@@ -76,31 +77,41 @@ def gguf_tensors(
             floats.append(tensor)
         else:
             layers.setdefault(module, {})[kind] = tensor
-    if gptq is not None:
-        _add_layers(found, layers, gptq, rounded)
+    found = GGUFTensors(config, form.upper() if form else _best_form(floats, layers))
+    own_form = _form_of_codes if form is None else lambda layer: found.form
+    _add_layers(found, layers, own_form, rounded)
     _add_floats(found, floats, rounded)
     return found
 
 
-def _best_form(tensors: Sequence[PlannedTensor], gptq: GPTQConfig | None) -> str:
-    if gptq is not None:
-        return "Q4_0" if gptq.bits == 4 else "Q8_0"
-    kinds = [tensor.dtype for tensor in tensors if len(tensor.shape) == 2]
-    return _PLAIN[max(set(kinds), key=kinds.count)]
+def _best_form(floats: Sequence[PlannedTensor], layers: Mapping[str, Packed]) -> str:
+    kinds: Counter[str] = Counter()
+    for layer in layers.values():
+        kinds[_form_of_codes(layer)] += math.prod(layer["qweight"].shape) // bits_of(layer)
+    if not kinds:
+        kinds.update(_PLAIN[tensor.dtype] for tensor in floats if len(tensor.shape) == 2)
+    return kinds.most_common(1)[0][0]
+
+
+def _form_of_codes(layer: Packed) -> str:
+    return "Q4_0" if bits_of(layer) == 4 else "Q8_0"
 
 
 def _add_layers(
-    found: GGUFTensors, layers: dict[str, dict[str, PlannedTensor]], gptq: GPTQConfig, rounded: list[str]
+    found: GGUFTensors,
+    layers: Mapping[str, Packed],
+    form_of: Callable[[Packed], str],
+    rounded: list[str],
 ) -> None:
     recoded = 0
     for module, layer in layers.items():
-        name = f"{module}.weight"
-        if keeps_codes(layer, gptq, found.form):
-            found.tensors.append(from_codes(name, layer, gptq, found.form, rounded))
+        name, form = f"{module}.weight", form_of(layer)
+        if keeps_codes(layer, form):
+            found.tensors.append(from_codes(name, layer, form, rounded))
             recoded += 1
         else:
-            whole = dequantized(name, layer, gptq)
-            found.tensors.append(from_floats(whole, _own_form(found.form, whole), rounded))
+            whole = dequantized(name, layer)
+            found.tensors.append(from_floats(whole, _own_form(form, whole), rounded))
     if recoded < len(layers) and found.form != "F32":
         found.losses.append(
             f"{len(layers) - recoded} of {len(layers)} GPTQ layers are dequantized and rounded to "

@@ -41,7 +41,10 @@ class FolderCheckpoint(Checkpoint):
         self._source = open_folder(path)
         self.dtype = _float_dtype(self._source.entries())
         words = str(self.dtype).removeprefix("torch.")
-        self.quantization = str(self._gptq) if self._gptq else f"none ({words})"
+        self.quantization = f"none ({words})"
+        if self._gptq is not None:
+            shapes = {name: entry.shape for name, entry in self._source.entries().items()}
+            self.quantization = self._gptq.described(shapes)
         self.generation = self._generation()
 
     def _generation(self) -> GenerationConfig:

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qwenkit.checkpoint.gguf_header import BLOCKS, plain_dtype
-from qwenkit.checkpoint.gptq_config import GPTQConfig
 from qwenkit.checkpoint.layout import cast
 from qwenkit.checkpoint.safetensors_writer import PlannedTensor
 from qwenkit.quant import AffineLinear
@@ -71,43 +70,45 @@ def from_floats(tensor: PlannedTensor, form: str, rounded: list[str] | None = No
     return PlannedBlocks(tensor.name, tensor.shape, form, partial(_plain, plain), tensor.release)
 
 
-def keeps_codes(layer: Packed, gptq: GPTQConfig, form: str) -> bool:
+def keeps_codes(layer: Packed, form: str) -> bool:
     """Whether `form` can say exactly what the codes say (but for scales that float16 cannot hold).
 
     The inputs of a block must share a scale, and the zero must be the one the form has.
     """
-    order = layer["g_idx"].read()
-    if gptq.group_size == -1:
+    order, bits, groups = layer["g_idx"].read(), bits_of(layer), layer["scales"].shape[0]
+    if groups == 1:
         ordered = not bool(order.any())
     else:
-        ordered = gptq.group_size % _BLOCK == 0 and torch.equal(
-            order, torch.arange(len(order), dtype=torch.int32) // gptq.group_size
+        size = len(order) // groups
+        ordered = size % _BLOCK == 0 and torch.equal(
+            order, torch.arange(len(order), dtype=torch.int32) // size
         )
     if not ordered or not fits(form, len(order)) or plain_dtype(form) is not None:
         return False
-    if form == "Q8_0" and gptq.bits == 4:
+    if form == "Q8_0" and bits == 4:
         return True
-    if (form, gptq.bits) not in (("Q4_0", 4), ("Q8_0", 8)):
+    if (form, bits) not in (("Q4_0", 4), ("Q8_0", 8)):
         return False
-    zeros = unpack_zeros(layer["qzeros"].read(), gptq.bits)
-    return bool((zeros == 2 ** (gptq.bits - 1)).all())
+    zeros = unpack_zeros(layer["qzeros"].read(), bits)
+    return bool((zeros == 2 ** (bits - 1)).all())
 
 
-def from_codes(
-    name: str, layer: Packed, gptq: GPTQConfig, form: str, rounded: list[str] | None = None
-) -> PlannedBlocks:
+def bits_of(layer: Packed) -> int:
+    """Bits of a code."""
+    return layer["qweight"].shape[0] * 32 // layer["g_idx"].shape[0]
+
+
+def from_codes(name: str, layer: Packed, form: str, rounded: list[str] | None = None) -> PlannedBlocks:
     """A layer in `form`, its codes taken over; only where `keeps_codes`. rounded: as in `from_floats`."""
     (scales,) = cast([layer["scales"]], torch.float16, rounded)
     layer = {**layer, "scales": scales}
-    return PlannedBlocks(
-        name, _shape(layer), form, partial(_recoded, layer, gptq, form), partial(_release, layer)
-    )
+    return PlannedBlocks(name, _shape(layer), form, partial(_recoded, layer, form), partial(_release, layer))
 
 
-def dequantized(name: str, layer: Packed, gptq: GPTQConfig) -> PlannedTensor:
+def dequantized(name: str, layer: Packed) -> PlannedTensor:
     """The weight that a GPTQ layer stands for, as float32 [out, in]."""
     return PlannedTensor(
-        name, _shape(layer), torch.float32, partial(_dequantized, layer, gptq), partial(_release, layer)
+        name, _shape(layer), torch.float32, partial(_dequantized, layer), partial(_release, layer)
     )
 
 
@@ -144,18 +145,18 @@ def _blocks(tensor: PlannedTensor, form: str) -> Bytes:
     return out
 
 
-def _dequantized(layer: Packed, gptq: GPTQConfig) -> Tensor:
+def _dequantized(layer: Packed) -> Tensor:
     parts = {kind: tensor.read() for kind, tensor in layer.items()}
     return AffineLinear.from_gptq(
-        parts["qweight"].contiguous(), parts["qzeros"], parts["scales"], parts["g_idx"], gptq.bits
+        parts["qweight"].contiguous(), parts["qzeros"], parts["scales"], parts["g_idx"], bits_of(layer)
     ).dequantize(torch.float32)
 
 
-def _recoded(layer: Packed, gptq: GPTQConfig, form: str) -> Bytes:
+def _recoded(layer: Packed, form: str) -> Bytes:
     """Blocks of a float16 scale and 32 codes: signed bytes in Q8_0; in Q4_0 two halves a byte, 16 apart."""
-    scales = layer["scales"].read().t()  # [out, groups]
-    stored = codes_from_words(layer["qweight"].read().contiguous(), gptq.bits)
-    zeros = unpack_zeros(layer["qzeros"].read(), gptq.bits).t()  # [out, groups]
+    scales, bits = layer["scales"].read().t(), bits_of(layer)  # [out, groups]
+    stored = codes_from_words(layer["qweight"].read().contiguous(), bits)
+    zeros = unpack_zeros(layer["qzeros"].read(), bits).t()  # [out, groups]
     rows, columns = _shape(layer)
     groups = scales.shape[1]
     width = _WIDTHS[form][1]
@@ -163,7 +164,7 @@ def _recoded(layer: Packed, gptq: GPTQConfig, form: str) -> Bytes:
     step = max(1, _CHUNK // columns)
     for start in range(0, rows, step):
         part = slice(start, start + step)
-        plain = unpack_nibbles(stored[part]) if gptq.bits == 4 else stored[part]
+        plain = unpack_nibbles(stored[part]) if bits == 4 else stored[part]
         codes = plain.view(len(plain), groups, -1)
         if form == "Q8_0":
             codes = (codes.to(torch.int16) - zeros[part].to(torch.int16)[..., None]).to(torch.int8)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from qwenkit.checkpoint.empty_model import empty_model
 from qwenkit.checkpoint.gptq_config import GPTQConfig
+from qwenkit.checkpoint.gptq_rules import rule_of
 from qwenkit.checkpoint.names import is_inert
 from qwenkit.checkpoint.tensor_source import TensorSource
 from qwenkit.checkpoint.verify import DOWNLOAD_AGAIN
@@ -23,6 +24,7 @@ from qwenkit.quant.stacking import stack_codes
 
 _FLOATS = ("F32", "F16", "BF16")
 _BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+BELONG_TOGETHER = "config.json, the quantization config and the weights must be of the same checkpoint."
 PACKED = ("qweight", "qzeros", "scales", "g_idx")
 
 
@@ -121,7 +123,7 @@ class Loader:
             if entry.shape != shape:
                 raise CheckpointError(
                     f"{entry.file}: tensor {name!r} has shape {list(entry.shape)}, expected {list(shape)}.",
-                    "config.json, the quantization config and the weights must be of the same checkpoint.",
+                    BELONG_TOGETHER,
                 )
             if entry.dtype not in dtypes:
                 raise CheckpointError(
@@ -143,6 +145,37 @@ class Loader:
         """Whether any of the stored modules `parts` is GPTQ."""
         return any(f"{part}.qweight" in self.source.entries() for part in parts)
 
+    def packing_of(self, part: str) -> GPTQConfig | None:
+        """How a stored linear layer is packed, None for floats.
+
+        Raises CheckpointError where the tensors and the quantization config contradict each other.
+        """
+        stored = self.source.entries()
+        found = stored.get(f"{part}.qweight")
+        rule = None if self.gptq is None else rule_of(self.gptq.rules, part)
+        if found is None:
+            floats = stored.get(f"{part}.weight")
+            if rule is not None and rule.fields is not None and floats is not None and part != "lm_head":
+                raise CheckpointError(
+                    f"{floats.file} holds {part} as floats; by the rule {rule.pattern!r} of the quantization "
+                    "config it is packed.",
+                    BELONG_TOGETHER,
+                )
+            return None
+        if self.gptq is None:
+            raise CheckpointError(
+                f"{found.file} holds quantized weights, but nothing says how.",
+                "Download quantize_config.json, or the config.json with its quantization_config.",
+            )
+        packing = self.gptq.of(part)
+        if packing is None and rule is not None:
+            raise CheckpointError(
+                f"{found.file} holds {part} packed; by the rule {rule.pattern!r} of the quantization config "
+                "it is not.",
+                BELONG_TOGETHER,
+            )
+        return packing
+
     def rows(self, total: int, parts: int) -> list[int]:
         """Output rows of each stored part of a module."""
         if parts == 1:
@@ -158,17 +191,12 @@ class Loader:
             if self.is_tied(name):
                 continue
             parts = self.modules[name]
-            packed = isinstance(module, nn.Linear) and self.is_packed(parts)
-            if packed and self.gptq is None:
-                file = self.source.entry(f"{parts[0]}.qweight").file
-                raise CheckpointError(
-                    f"{file} holds quantized weights, but nothing says how.",
-                    "Download quantize_config.json, or the config.json with its quantization_config.",
-                )
+            linear = isinstance(module, nn.Linear)
             for kind, parameter in module.named_parameters(recurse=False):
                 for part, rows in zip(parts, self.rows(parameter.shape[0], len(parts)), strict=True):
-                    if packed and kind == "weight" and self.gptq is not None:
-                        wanted |= self._packed_shapes(part, rows, parameter.shape[1], self.gptq)
+                    packing = self.packing_of(part) if linear and kind == "weight" else None
+                    if packing is not None:
+                        wanted |= self._packed_shapes(part, rows, parameter.shape[1], packing)
                     else:
                         shape = (rows, *parameter.shape[1:])
                         wanted[f"{part}.{kind}"] = (
@@ -220,8 +248,11 @@ class Loader:
     def _read_packed(
         self, module: nn.Linear, parts: Sequence[str], device: torch.device | str, dtype: torch.dtype
     ) -> nn.Module:
-        layers = []
+        layers: list[nn.Module] = []
         for part in parts:
+            if self.packing_of(part) is None:
+                layers.append(self._float_part(module, part, device, dtype))
+                continue
             bias = None
             if "bias" in _kinds(module):
                 bias = self.source.read(f"{part}.bias").to(dtype, copy=True)
@@ -235,8 +266,9 @@ class Loader:
 
     def packed_part(self, part: str, bias: Tensor | None = None) -> AffineLinear:
         """One stored GPTQ module with a bias of its own; all but the codes are copies."""
-        if self.gptq is None:
-            raise CheckpointError(f"{part} is packed.", "Its quantization config is missing.")
+        packing = self.packing_of(part)
+        if packing is None:
+            raise CheckpointError(f"{part} is not packed.", BELONG_TOGETHER)
         words = {
             kind: self.source.read(f"{part}.{kind}").clone() if kind != "qweight" else None
             for kind in PACKED
@@ -247,10 +279,24 @@ class Loader:
             _present(words["qzeros"]),
             _present(words["scales"]),
             words.get("g_idx"),
-            self.gptq.bits,
+            packing.bits,
             bias,
-            zeros_minus_one=self.gptq.zeros_minus_one,
+            zeros_minus_one=packing.zeros_minus_one,
         )
+
+    def _float_part(
+        self, module: nn.Linear, part: str, device: torch.device | str, dtype: torch.dtype
+    ) -> nn.Linear:
+        """One stored part of a linear layer whose other parts are packed."""
+        weight = self.read_rows([f"{part}.weight"], dtype, device)
+        biased = "bias" in _kinds(module)
+        layer = nn.Linear(module.in_features, len(weight), bias=biased, device="meta")
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+        if biased:
+            layer.bias = nn.Parameter(self.read_rows([f"{part}.bias"], dtype, device), requires_grad=False)
+        else:
+            self.check_extra_bias([part])
+        return layer
 
     def _read_codes(self, module: nn.Module, parts: Sequence[str], dtype: torch.dtype) -> nn.Module | None:
         """A layer on the stored codes of all parts, None where one of them has no such form.

@@ -42,11 +42,11 @@ def planned_tensors(loader: Loader, dtype: torch.dtype | None = None) -> list[Pl
                 "Start from the 16-bit checkpoint.",
             )
         kinds = {kind: tuple(value.shape) for kind, value in module.named_parameters(recurse=False)}
-        if packed and loader.gptq is not None:
+        if packed:
             del kinds["weight"]
             if "bias" not in kinds:
                 loader.check_extra_bias(parts)
-            planned += _packed(loader, loader.gptq, name, parts)
+            planned += _packed(loader, name, parts)
         for kind, shape in kinds.items():
             stored = [f"{part}.{kind}" for part in parts]
             kept = dtype or _own_dtype(loader, stored)
@@ -81,12 +81,20 @@ def _check_tied(loader: Loader) -> None:
         loader.check_tied_copy(embedding, embedding.dtype, "cpu")
 
 
-def _packed(loader: Loader, gptq: GPTQConfig, name: str, parts: Sequence[str]) -> Iterator[PlannedTensor]:
+def _packed(loader: Loader, name: str, parts: Sequence[str]) -> Iterator[PlannedTensor]:
     """qweight, qzeros, scales and g_idx of one module, its stored parts side by side."""
     entries = loader.source.entries()
-    if not all(f"{part}.qweight" in entries for part in parts):
+    packings = {part: loader.packing_of(part) for part in parts}
+    gptq = packings[parts[0]]
+    if gptq is None or any(packing is None for packing in packings.values()):
         raise UnsupportedError(
             f"Of {', '.join(parts)} some are quantized and some are not, so they cannot be one tensor.",
+            "Keep the Qwen2 layout, which stores them apart.",
+        )
+    if any(packing != gptq for packing in packings.values()):
+        raise UnsupportedError(
+            f"{', '.join(f'{part} is {packing}' for part, packing in packings.items())}: these cannot be "
+            "one tensor.",
             "Keep the Qwen2 layout, which stores them apart.",
         )
     columns = entries[f"{parts[0]}.qweight"].shape[0] * 32 // gptq.bits

@@ -26,6 +26,15 @@ def check_bits(bits: int) -> None:
         )
 
 
+def packed_bits(outputs: int, inputs: int, bits: int, group: int) -> int:
+    """Bits of a packed weight: a code for each, a 16-bit scale and a zero point for each group of a row.
+
+    group: inputs that share a scale, -1 for all. g_idx, one word an input, is not counted.
+    """
+    groups = 1 if group == -1 else -(-inputs // group)
+    return outputs * (inputs * bits + groups * (16 + bits))
+
+
 def codes_from_words(qweight: Tensor, bits: int) -> Tensor:
     """qweight int32 [in * bits / 32, out] -> uint8 [out, in * bits / 8]; 4 bits: two a byte, even first.
 
