@@ -25,6 +25,7 @@ SCRIPTS = {
     "lookup": ("MODEL --max-tokens 4 --rounds 1", "the replies are equal"),
     "overhead": ("MODEL --tokens 8", "kernels"),
     "perplexity": ("--model MODEL --text TEXT --windows 1 --length 32 --forms auto", "| form |"),
+    "quantize": ("--size qwen2.5-0.5b --layers 1 --method rtn --group-size 64", "hours"),
     "reuse": ("MODEL --shared 64 --own 8 --rounds 1", "64 tokens reused"),
     "sampling": ("--rows 1 --repeats 1 --threads 1", "greedy"),
 }

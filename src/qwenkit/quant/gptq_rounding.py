@@ -18,6 +18,8 @@ from torch import Tensor
 from qwenkit.core import UnsupportedError
 
 _BLOCK = 128  # columns whose errors are carried on together
+_STRIP = 512  # rows or columns that large matrices are worked on at once
+_PIECE = 1 << 20  # elements
 _CLIPS = tuple(1 - 0.05 * step for step in range(7))
 _DAMPINGS = 4  # attempts, each ten times the one before
 
@@ -86,8 +88,7 @@ def round_weight(weight: Tensor, hessian: Tensor, rounding: Rounding) -> Rounded
         torch.argsort(hessian.diagonal(), descending=True) if rounding.act_order else torch.arange(columns)
     )
     rest = weight.detach().float().t()[order].contiguous()  # [in, out]: a column of the weight is one line
-    moments = hessian[order][:, order]
-    carry, damping = _carry(moments, rounding.damping)
+    carry, damping = _carry(hessian, order, rounding.damping)
     share = carry.diagonal().square().reciprocal()[:, None]  # what an error of a column costs
     codes = torch.empty(columns, rows, dtype=torch.uint8)
     scales = torch.empty(columns // group, rows)
@@ -154,36 +155,72 @@ def round_to_grid(weight: Tensor, rounding: Rounding) -> RoundedWeight:
 
 def output_error(weight: Tensor, rounded: Tensor, hessian: Tensor) -> float:
     """Mean square of (weight - rounded) x over that of weight x, by the second moments of x [in, in]."""
-    weight = weight.float()
-    lost = weight - rounded.float()
-    size = float(((weight @ hessian) * weight).sum(dtype=torch.float64))
-    return float(((lost @ hessian) * lost).sum(dtype=torch.float64)) / size if size else 0.0
+    lost = size = 0.0
+    for rows, ours in zip(torch.split(weight, _STRIP), torch.split(rounded, _STRIP), strict=True):
+        exact = rows.float()
+        size += _energy(exact, hessian)
+        lost += _energy(exact - ours.float(), hessian)
+    return lost / size if size else 0.0
 
 
-def _carry(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
-    """U, upper, with U^T U the inverse of the damped Hessian; and the damping that made it positive definite.
+def _energy(rows: Tensor, hessian: Tensor) -> float:
+    return float((rows @ hessian).mul_(rows).sum(dtype=torch.float64))
+
+
+def _carry(hessian: Tensor, order: Tensor, damping: float) -> tuple[Tensor, float]:
+    """U, upper, with U^T U the inverse of the damped Hessian, its inputs in `order`; and the damping that
+    made it positive definite.
 
     H read backwards has a lower factor L; L read backwards is upper, R, with H = R R^T: U is its inverse.
+    All of it in the place of one copy of H: of a 72B's widest layer that is 2.4 GB.
     """
     diagonal = hessian.diagonal()
     mean = float(diagonal.mean())
     if mean == 0:
         return torch.eye(len(hessian)), damping
+    backwards = order.flip(0)
     for _ in range(_DAMPINGS):
-        damped = hessian.clone()
-        damped.diagonal().add_(damping * mean)
-        damped.diagonal()[diagonal == 0] = mean  # never excited: alone, rounded to nearest
-        lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
+        factor = hessian[backwards]
+        for row in torch.split(factor, _STRIP):
+            row.copy_(row[:, backwards])
+        damped = factor.diagonal()
+        never = damped == 0  # never excited: alone, rounded to nearest
+        damped.add_(damping * mean)
+        damped[never] = mean
+        lower = factor.mT  # symmetric as yet; stored by columns LAPACK needs no copy
+        failed = torch.empty((), dtype=torch.int32)
+        torch.linalg.cholesky_ex(lower, out=(lower, failed))
         if not failed:
-            upper = lower.flip(0, 1)
-            inverse = torch.linalg.solve_triangular(upper, torch.eye(len(upper)), upper=True)
-            if bool(torch.isfinite(inverse).all()):
-                return inverse, damping
+            _reverse(factor.view(-1))
+            upper = factor.mT
+            _invert(upper)
+            if _finite(upper):
+                return upper, damping
         damping *= 10
     raise UnsupportedError(
         f"The second moments of the inputs are not positive definite, not even damped by {damping / 10:g}.",
         "Give more calibration text, or a larger damping.",
     )
+
+
+def _reverse(line: Tensor) -> None:
+    """Turn it round in its place."""
+    count = len(line)
+    for start in range(0, count // 2, _PIECE):
+        end = min(start + _PIECE, count // 2)
+        front = line[start:end].flip(0)
+        line[start:end] = line[count - end : count - start].flip(0)
+        line[count - end : count - start] = front
+
+
+def _invert(upper: Tensor) -> None:
+    """Invert an upper triangular matrix in its place, some columns at a time, by what is inverted already."""
+    size = len(upper)
+    for start in range(0, size, _STRIP):
+        end = min(start + _STRIP, size)
+        corner, above = upper[start:end, start:end], upper[:start, start:end]
+        corner.copy_(torch.linalg.solve_triangular(corner, torch.eye(end - start), upper=True))
+        above.copy_((upper[:start, :start] @ above) @ corner).neg_()
 
 
 def _grid(columns: Tensor, share: Tensor, rounding: Rounding) -> tuple[Tensor, Tensor]:
@@ -225,8 +262,13 @@ def _codes(values: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
     return (values / scale).round_().add_(zero).clamp_(0, (1 << bits) - 1)
 
 
+def _finite(tensor: Tensor) -> bool:
+    """By sums, in which a NaN or an infinity stays; in strips, for a sum in doubles copies what it adds."""
+    return all(math.isfinite(float(strip.sum(dtype=torch.float64))) for strip in torch.split(tensor, _STRIP))
+
+
 def _check_finite(tensor: Tensor, what_holds: str) -> None:
-    if not bool(torch.isfinite(tensor).all()):
+    if not _finite(tensor):
         count = int(tensor.numel() - torch.isfinite(tensor).sum())
         raise UnsupportedError(
             f"{what_holds} {count} values that are not finite numbers.",
