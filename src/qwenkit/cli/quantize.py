@@ -23,6 +23,13 @@ def quantize(
     model: options.ModelArgument = None,
     model_option: options.ModelOption = None,
     bits: Annotated[int, typer.Option(help="4 or 8.")] = 4,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BITS|SIZE",
+            help="Give the layers that need it more bits: 4.3bits a weight, or 480MB for all tensors.",
+        ),
+    ] = None,
     group_size: Annotated[
         int, typer.Option(help="Inputs that share a scale: 32, 64, 128, or -1 for all of a row.")
     ] = 128,
@@ -67,13 +74,14 @@ def quantize(
     The folder is of the source's layout and complete: other engines read it.
     """
     from qwenkit.quant.gptq_rounding import Rounding
-    from qwenkit.quantize import Settings
+    from qwenkit.quantize import Budget, Settings
     from qwenkit.quantize import quantize as quantize_checkpoint
 
     state: State = ctx.obj
     settings = Settings(
         method=method,
         rounding=Rounding(bits, group_size, symmetric, act_order, damping),
+        budget=None if budget is None else Budget.parse(budget),
         calibration=calibration,
         samples=samples,
         length=length,
@@ -111,6 +119,11 @@ def _show(report: Report, out: Path) -> None:
         rows.append((text.name, str(text.tokens), original, quantized, f"{text.change:+.2%}"))
     size = report.nbytes
     lines = [f"size: {gigabytes(size['source'])} -> {gigabytes(size['result'])}"]
+    if report.mixture:
+        from qwenkit.quantize.mixture import table
+
+        lines.append(f"{report.mixture['bits_a_weight']:.3f} bits a weight")
+        lines += [f"{how}: {which}" for how, which in table(report.mixture)]
     speeds = [f"{name} {1000 * seconds:.1f} ms" for name, seconds in report.seconds_per_token.items()]
     if speeds:
         lines.append(f"a token takes: {', '.join(speeds)}")

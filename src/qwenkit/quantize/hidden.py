@@ -59,7 +59,7 @@ class HiddenStates:
             values[start:end] = nn.functional.embedding(torch.tensor(ids), embedding)
             spans.append(Span(start, end, *tables.of(len(ids))))
             start = end
-        return cls(values, list(_chunks(spans)))
+        return cls(values, list(chunked(spans)))
 
     def __len__(self) -> int:
         return len(self.values)
@@ -83,7 +83,8 @@ class _Tables:
         return self._known[length]
 
 
-def _chunks(spans: Sequence[Span]) -> Iterator[Chunk]:
+def chunked(spans: Sequence[Span]) -> Iterator[Chunk]:
+    """Texts that lie side by side, in the pieces that are computed at once."""
     held: list[Span] = []
     for span in spans:
         if held and span.end - held[0].start > _CHUNK:

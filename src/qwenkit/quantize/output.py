@@ -6,18 +6,20 @@ from functools import partial
 from pathlib import Path
 
 from qwenkit.checkpoint.folder_plan import FolderPlan
+from qwenkit.checkpoint.gptq_rules import dynamic_of
 from qwenkit.checkpoint.layout import cast
 from qwenkit.checkpoint.output import appearing
 from qwenkit.checkpoint.safetensors_file import DTYPES
 from qwenkit.checkpoint.safetensors_writer import PlannedTensor
 from qwenkit.checkpoint.write import in_layout
+from qwenkit.quantize.mixture import Mixture
 from qwenkit.quantize.report import Report
 from qwenkit.quantize.settings import Settings
 from qwenkit.quantize.source import Source
 from qwenkit.quantize.work_folder import WorkFolder
 
 
-def plan_folder(source: Source, work: WorkFolder, settings: Settings) -> FolderPlan:
+def plan_folder(source: Source, work: WorkFolder, settings: Settings, mixture: Mixture) -> FolderPlan:
     """What the folder will hold. v1 comes out as v1, everything else in the Qwen2 layout.
 
     All layers are finished. Raises CheckpointError for a layer's file that is damaged.
@@ -38,7 +40,7 @@ def plan_folder(source: Source, work: WorkFolder, settings: Settings) -> FolderP
         tokenizer=source.tokenizer,
         chat_template=checkpoint.chat_template,
         generation=checkpoint.generation,
-        quantization=settings.quantize_config(),
+        quantization=settings.quantize_config(dynamic_of(source.layout, mixture.fields(settings.rounding))),
     )
 
 

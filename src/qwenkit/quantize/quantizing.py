@@ -21,7 +21,7 @@ from qwenkit.checkpoint.progress import gigabytes
 from qwenkit.core import CheckpointError
 from qwenkit.model import Block
 from qwenkit.quant import AffineLinear
-from qwenkit.quant.gptq import pack_nibbles
+from qwenkit.quant.gptq import pack_nibbles, packed_bits
 from qwenkit.quant.gptq_rounding import RoundedWeight
 from qwenkit.quantize.block_pass import BlockPass
 from qwenkit.quantize.calibration import Calibration, read_calibration
@@ -29,9 +29,11 @@ from qwenkit.quantize.held_out import read_held_out
 from qwenkit.quantize.hidden import HiddenStates
 from qwenkit.quantize.layers import LAYERS, linear_of, put, round_block, round_block_to_nearest, shapes
 from qwenkit.quantize.losses import streamed_losses
+from qwenkit.quantize.mixture import Mixture, room_for, roundings, table
 from qwenkit.quantize.output import plan_folder, write_folder
 from qwenkit.quantize.proof import folder_losses, seconds_per_token
 from qwenkit.quantize.report import Report, TextLoss
+from qwenkit.quantize.sensitivity import Worth, excerpt, measure, steps
 from qwenkit.quantize.settings import Settings
 from qwenkit.quantize.source import Source
 from qwenkit.quantize.watch import Watch
@@ -67,7 +69,10 @@ def quantize(
         if checkpoint.quantization.startswith("GGUF"):
             watch.note(f"The source is {checkpoint.quantization}: what was rounded once is rounded again.")
         windows = read_held_out(source, eval_texts)
-        calibration = read_calibration(source, settings) if settings.method == "gptq" else None
+        wanted = settings.method == "gptq" or settings.budget is not None
+        calibration = read_calibration(source, settings) if wanted else None
+        if settings.budget is not None:
+            room_for(source, settings.rounding, settings.budget)
         command = _command(source, settings, calibration, windows)
         report = _unverified(out, command)
         if report is None:
@@ -75,9 +80,10 @@ def quantize(
             _check_space(source, settings, out)
             with WorkFolder.opened(out, command, restart=restart) as work:
                 texts = _original(source, windows, work, watch)
-                _round(source, settings, calibration, work, watch)
+                mixture = _mixture(source, settings, calibration, work, watch)
+                _round(source, settings, mixture, calibration, work, watch)
                 layers = [work.layer(n)[1]["errors"] for n in range(source.config.num_layers)]
-                plan = plan_folder(source, work, settings)
+                plan = plan_folder(source, work, settings, mixture)
                 nbytes = {
                     "source": sum(entry.nbytes for entry in checkpoint.entries()),
                     "result": sum(tensor.nbytes for tensor in plan.tensors),
@@ -89,6 +95,7 @@ def quantize(
                     texts=texts,
                     max_increase=max_increase,
                     nbytes=nbytes,
+                    mixture=mixture.described(source.config),
                 )
                 write_folder(plan, report, out)
                 work.discard()
@@ -133,13 +140,12 @@ def _unverified(out: Path, command: Mapping[str, Any]) -> Report | None:
 
 def _check_space(source: Source, settings: Settings, out: Path) -> None:
     """The codes are there twice for a moment: in the work folder and in the output."""
-    packed = 0.0
-    for name, (outputs, inputs) in shapes(source.config).items():
-        rounding = settings.rounding_of(name)
-        groups = 1 if rounding.group == -1 else inputs // rounding.group
-        packed += (
-            outputs * inputs * rounding.bits // 8 + groups * outputs * (2 + rounding.bits / 8) + 4 * inputs
-        )
+    packed = sum(
+        packed_bits(outputs, inputs, settings.rounding.bits, settings.rounding.group) / 8 + 4 * inputs
+        for outputs, inputs in shapes(source.config).values()
+    )
+    if settings.budget is not None:
+        packed = room_for(source, settings.rounding, settings.budget) / 8 / source.config.num_layers
     kept = sum(tensor.nbytes for tensor in source.kept())
     needed = int(2 * packed * source.config.num_layers) + kept
     folder = next(parent for parent in out.parents if parent.exists())
@@ -176,8 +182,34 @@ def _by_text(
     ]
 
 
-def _round(
+def _mixture(
     source: Source, settings: Settings, calibration: Calibration | None, work: WorkFolder, watch: Watch
+) -> Mixture:
+    """How each layer will be rounded; what a budget is shared out by is measured once."""
+    if settings.budget is None or calibration is None:
+        return Mixture.uniform(settings.rounding, source.config.num_layers)
+    known = work.note("worth")
+    if known is None:
+        texts = excerpt(calibration.texts)
+        watch.begin("Measuring what each layer is worth", steps(source, texts))
+        found = measure(source, texts, roundings(settings.rounding, source.config), watch.tokens)
+        known = {"units": [unit.described() for unit in found]}
+        work.keep_note("worth", known)
+    worth = [Worth.of(unit) for unit in known["units"]]
+    mixture = Mixture.chosen(source, settings.rounding, settings.budget, worth)
+    watch.note(f"{mixture.bits_a_weight(source.config):.3f} bits a weight:")
+    for how, which in table(mixture.described(source.config)):
+        watch.note(f"  {how}: {which}")
+    return mixture
+
+
+def _round(
+    source: Source,
+    settings: Settings,
+    mixture: Mixture,
+    calibration: Calibration | None,
+    work: WorkFolder,
+    watch: Watch,
 ) -> None:
     """Every block that is not finished yet."""
     layers, done = source.config.num_layers, work.layers()
@@ -186,14 +218,14 @@ def _round(
     if done:
         watch.note(f"{done} of {layers} layers are finished already.")
     hidden = None
-    if calibration is not None:
+    if calibration is not None and settings.method == "gptq":
         embedding = source.tensor("transformer.wte.weight")
         hidden = HiddenStates.embed(calibration.texts, embedding, source.config)
     per_block = 1 if hidden is None else len(hidden) * _STAGES
     first = done if hidden is None else 0
     watch.begin("Quantizing", per_block * (layers - first))
     for number in range(first, layers):
-        start = time.perf_counter()
+        start, own = time.perf_counter(), mixture.blocks[number]
         block = source.block(number)
         through = None if hidden is None else BlockPass(block, hidden, watch.tokens)
         if number < done:
@@ -203,17 +235,17 @@ def _round(
                 watch.tokens(through.skipped)
             continue
         if through is not None:
-            rounded = round_block(through, settings.of_block())
+            rounded = round_block(through, own)
         else:
-            rounded = round_block_to_nearest(block, settings.of_block())
+            rounded = round_block_to_nearest(block, own)
             watch.tokens(1)
         errors = {name: weight.error for name, weight in rounded.items()}
         words = {
             f"transformer.h.{number}.{name}.{kind}": tensor
             for name, weight in rounded.items()
-            for kind, tensor in _affine(weight, settings.rounding_of(name).bits).to_gptq().items()
+            for kind, tensor in _affine(weight, own[name].bits).to_gptq().items()
         }
-        bits = {name: settings.rounding_of(name).bits for name in LAYERS}
+        bits = {name: own[name].bits for name in LAYERS}
         work.keep_layer(number, words, {"errors": errors, "bits": bits})
         watch.layer(number, errors, time.perf_counter() - start)
 

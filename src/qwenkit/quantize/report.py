@@ -38,7 +38,7 @@ class Report:
 
     command: what was computed from what (see quantizing.quantize); layers: for each block the error of its
     linear layers, as a share of their outputs' square; nbytes and seconds_per_token: of source and result,
-    where they could be measured.
+    where they could be measured. mixture: with a budget, what each unit is worth and the bits it got.
     """
 
     state: Literal["unverified", "passed", "failed"] = "unverified"
@@ -49,6 +49,7 @@ class Report:
     max_increase: float
     nbytes: Mapping[str, int]
     seconds_per_token: Mapping[str, float] = field(default_factory=dict)
+    mixture: Mapping[str, Any] = field(default_factory=dict)
     version: str = qwenkit.__version__
 
     @property

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from qwenkit.core import RequestError, UnsupportedError
 from qwenkit.model import ModelConfig
 from qwenkit.quant.gptq_rounding import Rounding
-from qwenkit.quantize.layers import LAYERS, shapes
+from qwenkit.quantize.budget import Budget
+from qwenkit.quantize.layers import shapes
 
 Method = Literal["gptq", "rtn"]
 BUILTIN = "builtin"
@@ -18,10 +20,12 @@ BUILTIN = "builtin"
 class Settings:
     """method: "gptq", or "rtn", which rounds to nearest and uses no calibration. calibration: a file, a
     folder, or "builtin"; samples: texts of it at most, each cut to `length` tokens. dtype: to compute in.
+    budget: layers that are worth it are rounded finer than `rounding` says, as far as it goes.
     """
 
     method: Method = "gptq"
     rounding: Rounding = field(default_factory=Rounding)
+    budget: Budget | None = None
     calibration: str = BUILTIN
     samples: int = 128
     length: int = 1024
@@ -32,6 +36,10 @@ class Settings:
             raise RequestError(f"Unknown method {self.method!r}.", "Choose gptq or rtn.")
         if self.dtype not in ("bfloat16", "float32"):
             raise RequestError(f"Computing in {self.dtype!r}.", "Choose bfloat16 or float32.")
+        if self.budget is not None and self.rounding.bits != 4:
+            raise RequestError(
+                f"A budget, and {self.rounding.bits} bits.", "Leave --bits out: a budget chooses the bits."
+            )
         for name in ("samples", "length"):
             if getattr(self, name) < 1:
                 raise RequestError(f"{name}={getattr(self, name)}.", "It must be at least 1.")
@@ -45,31 +53,25 @@ class Settings:
             )
         for name, (outputs, inputs) in shapes(config).items():
             try:
-                self.rounding_of(name).check(inputs)
+                self.rounding.check(inputs)
             except UnsupportedError as error:
                 raise UnsupportedError(f"{name}: {error.problem}", error.remedy) from error
-            per_word = 32 // self.rounding_of(name).bits
+            per_word = 32 // self.rounding.bits
             if outputs % per_word or inputs % per_word:
                 raise UnsupportedError(
                     f"{name} has {outputs} outputs and {inputs} inputs; GPTQ packs {per_word} to a word.",
                     "The format cannot hold this shape.",
                 )
 
-    def rounding_of(self, name: str) -> Rounding:
-        """How a linear layer of a block is rounded."""
-        return self.rounding
-
-    def of_block(self) -> dict[str, Rounding]:
-        return {name: self.rounding_of(name) for name in LAYERS}
-
     def described(self) -> dict[str, Any]:
         """As JSON, for the report and to tell one command from another."""
         return asdict(self)
 
-    def quantize_config(self) -> dict[str, Any]:
+    def quantize_config(self, dynamic: Mapping[str, Any]) -> dict[str, Any]:
         """quantize_config.json as AutoGPTQ and its heirs write it (reference: model section 10)."""
         rounding = self.rounding
         return {
+            **({"dynamic": dict(dynamic)} if dynamic else {}),
             "quant_method": "gptq",
             "bits": rounding.bits,
             "group_size": rounding.group,
