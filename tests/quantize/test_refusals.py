@@ -18,7 +18,7 @@ from qwenkit.quantize.block_pass import BlockPass
 from qwenkit.quantize.builtin_texts import calibration_passages, held_out_texts
 from qwenkit.quantize.calibration import read_calibration
 from qwenkit.quantize.hidden import HiddenStates
-from qwenkit.quantize.layers import round_block
+from qwenkit.quantize.layers import LAYERS, round_block
 from qwenkit.quantize.source import Source
 from qwenkit.text import chatml
 
@@ -70,7 +70,7 @@ def test_inputs_that_are_not_finite_name_the_layer(vocabulary, eval_text, tmp_pa
         torch.no_grad(),
         pytest.raises(UnsupportedError, match=r"transformer.h.1.mlp.w1 has inputs that are not"),
     ):
-        round_block(BlockPass(opened.block(1), hidden), settings().of_block())
+        round_block(BlockPass(opened.block(1), hidden), dict.fromkeys(LAYERS, settings().rounding))
 
 
 RECORDS = [
