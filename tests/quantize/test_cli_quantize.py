@@ -34,6 +34,18 @@ def test_it_says_what_was_lost(qwen2, eval_text, tmp_path, capsys):
     assert "exists" in capsys.readouterr().err
 
 
+def test_a_budget_is_said(qwen2, eval_text, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["quantize", qwen2.path, "--out", out, *SMALL, "--eval-text", eval_text, "--offline"]
+    assert run(*command, "--budget", "5.5bits", "--max-ppl-increase", 1000) == 0
+    shown = capsys.readouterr()
+    assert "8 bits g32: " in shown.out
+    assert "bits a weight" in shown.out
+    assert "bits a weight:" in shown.err
+    assert run("info", out) == 0
+    assert "GPTQ int4/int8 g32, 5." in capsys.readouterr().out
+
+
 def test_a_result_that_lost_too_much_ends_with_3(qwen2, eval_text, tmp_path, capsys):
     out = tmp_path / "out"
     command = ["quantize", "--model", qwen2.path, "--out", out, *SMALL, "--method", "rtn", "--asym"]
@@ -48,6 +60,9 @@ def test_wrong_input_is_one_message(qwen2, tmp_path, capsys):
         (["--group-size", "60"], "Groups of 60"),
         (["--calibration", "nowhere.json"], "nowhere.json"),
         (["--length", "100000"], "reads 256"),
+        (["--budget", "small"], "'small'"),
+        (["--budget", "3bits"], "4.625 bits a weight with 4 bits everywhere"),
+        (["--budget", "5bits", "--bits", "8"], "a budget chooses"),
     ):
         assert run("quantize", qwen2.path, "--out", tmp_path / "out", *SMALL, *wrong) == 1
         assert message in capsys.readouterr().err
