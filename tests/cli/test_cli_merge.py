@@ -56,6 +56,38 @@ def test_dry_run_lists_what_would_change(tiny_chat, adapter, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["my-lora"]
 
 
+SMALL = ["--calibration", Path(__file__).parents[2] / "README.md", "--samples", 4, "--length", 64]
+
+
+def test_a_gptq_base_is_quantized_again(tiny_chat, adapter, tmp_path, capsys):
+    base, out, text = tmp_path / "int4", tmp_path / "out", tmp_path / "text.txt"
+    text.write_text(SMALL[1].read_text()[:2500])
+    measured = ["--eval-text", text, "--max-ppl-increase"]
+    quantized = ["quantize", tiny_chat, "--out", base, "--method", "rtn", "--group-size", 16]
+    with pytest.raises(SystemExit):
+        main([str(argument) for argument in (*quantized, *measured, 1000)])
+    assert run(base, adapter, "--out", out, "--dry-run") == 0
+    assert "1 of " in capsys.readouterr().out
+    assert run(base, adapter, "--out", out, *SMALL, *measured, 1000) == 0
+    assert "perplexity: " in capsys.readouterr().out
+    report = json.loads((out / "quantize_report.json").read_text())
+    assert (report["state"], report["command"]["settings"]["method"]) == ("passed", "gptq")
+    assert open_checkpoint(out).quantization == "GPTQ int4 g16"
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, out))
+    changed = {name.rpartition(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"transformer.h.1.attn.c_attn"}
+    assert run(base, adapter, "--out", tmp_path / "rtn", "--requantize", "rtn", *measured, -100) == 3
+    assert "--requantize none" in " ".join(capsys.readouterr().err.split())
+    assert run(base, adapter, "--out", tmp_path / "floats", "--requantize", "none") == 0
+    assert open_checkpoint(tmp_path / "floats").gptq is None
+    assert "is dequantized" in capsys.readouterr().err
+    assert run(base, adapter, "--out", tmp_path / "x", "--dtype", "float32") == 1
+    assert "Add --requantize none" in " ".join(capsys.readouterr().err.split())
+    assert run(tiny_chat, adapter, "--out", tmp_path / "x", "--requantize", "gptq") == 1
+    assert "not quantized by GPTQ" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "x").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

@@ -25,8 +25,10 @@ class MergedCheckpoint(Checkpoint):
     """What the base holds plus what the adapter adds; tokenizer, template and defaults are the base's.
 
     GPTQ layers of the base are floats here. merged_dtype: of the tensors that the adapter changes, by default
-    that in which the base stores them. Raises as `changes_of` and `unties`, CheckpointError for headers
-    of the base that do not fit its configuration.
+    that in which the base stores them. changes: by canonical name.
+
+    Raises as `changes_of` and `unties`, CheckpointError for headers of the base that do not fit its
+    configuration.
     """
 
     def __init__(
@@ -36,7 +38,7 @@ class MergedCheckpoint(Checkpoint):
         self.base, self.adapter = base, adapter
         self.path, self.layout, self.generation = base.path, base.layout, base.generation
         self.dtype, self.quantization = base.dtype, base.quantization
-        changes = changes_of(adapter, base.config, str(base.path))
+        changes = self.changes = changes_of(adapter, base.config, str(base.path))
         untied = base.config.tied_embeddings and unties(changes, adapter)
         self.config = replace(base.config, tied_embeddings=False) if untied else base.config
         self.merged = MergedSource(base.loader, changes, untied=untied, dtype=merged_dtype)

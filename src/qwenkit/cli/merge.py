@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from qwenkit.cli import options
 from qwenkit.cli.convert import parse_size
 from qwenkit.cli.loading import State
+from qwenkit.cli.quantize import run
+from qwenkit.core import RequestError
 
 if TYPE_CHECKING:
     from qwenkit.checkpoint import MergedCheckpoint
@@ -30,12 +33,36 @@ def merge(
     max_shard_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Of the weight files.", show_default="5GB")
     ] = None,
+    requantize: Annotated[
+        Literal["gptq", "rtn", "none"] | None,
+        typer.Option(
+            help="Of a GPTQ base: as it was quantized, or rounded to nearest, or floats.",
+            show_default="gptq for such a base",
+        ),
+    ] = None,
+    calibration: Annotated[
+        str, typer.Option(metavar="FILE|DIR|builtin", help="To quantize again with; see qwenkit quantize.")
+    ] = "builtin",
+    samples: Annotated[int, typer.Option(min=1, help="Most texts of the calibration.")] = 128,
+    length: Annotated[int, typer.Option(min=1, help="Tokens each of them is cut to.")] = 1024,
+    eval_text: Annotated[
+        list[Path] | None, typer.Option(help="Measure on this file, not on built-in texts; may be repeated.")
+    ] = None,
+    max_ppl_increase: Annotated[
+        float, typer.Option(help="Percent of perplexity above which a quantized result has failed (exit 3).")
+    ] = 2.0,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Throw away what an unfinished run left in DST.unfinished.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List what would be changed; write nothing.")
     ] = False,
     offline: options.Offline = False,
 ) -> None:
     """Merge a LoRA adapter of peft into its base, in the base's layout.
+
+    A GPTQ base is quantized again as it was: layers that the adapter does not touch keep their words, and the
+    perplexity is measured against base and adapter in floats, as by `qwenkit quantize`.
 
     The adapter may be named in v1 or in Qwen2 terms, whatever the base is. Every tensor of it is used, or it
     is refused with the reason.
@@ -47,6 +74,34 @@ def merge(
     state: State = ctx.obj
     source = state.open(base, offline=offline)
     read = read_adapter(locate(adapter, offline=offline).path)
+    if source.gptq is None and requantize in ("gptq", "rtn"):
+        raise RequestError(
+            f"{base} is not quantized by GPTQ, so there is nothing to quantize again.",
+            "Leave --requantize out; `qwenkit quantize` is for the merged folder.",
+        )
+    if source.gptq is not None and requantize != "none":
+        if dtype or max_shard_size:
+            raise RequestError(
+                "--dtype and --max-shard-size are for floats.", "Add --requantize none, or leave them out."
+            )
+        merged = MergedCheckpoint(source, read)
+        if dry_run:
+            _show(merged, merged.notes)
+            return
+        from qwenkit.quantize import settings_like
+
+        run(
+            merged,
+            out,
+            settings_like(
+                source, method=requantize or "gptq", calibration=calibration, samples=samples, length=length
+            ),
+            eval_texts=eval_text or (),
+            max_increase=max_ppl_increase,
+            restart=restart,
+            advice="more calibration (--samples, --calibration), or --requantize none",
+        )
+        return
     conversion = plan_merge(
         source,
         read,
@@ -63,7 +118,7 @@ def merge(
     typer.echo(f"{gigabytes(conversion.nbytes)} of weights written to {out}", err=True)
 
 
-def _show(merged: MergedCheckpoint, notes: tuple[str, ...]) -> None:
+def _show(merged: MergedCheckpoint, notes: Sequence[str]) -> None:
     """Every tensor of the base that would change, and how."""
     from qwenkit.cli.terminal import print_table
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -12,7 +12,8 @@ from qwenkit.cli import options
 from qwenkit.cli.loading import State, chosen_model
 
 if TYPE_CHECKING:
-    from qwenkit.quantize import Report
+    from qwenkit.checkpoint import Checkpoint
+    from qwenkit.quantize import Report, Settings
 
 EXIT_FAILED = 3  # written, but worse than allowed
 
@@ -75,7 +76,6 @@ def quantize(
     """
     from qwenkit.quant.gptq_rounding import Rounding
     from qwenkit.quantize import Budget, Settings
-    from qwenkit.quantize import quantize as quantize_checkpoint
 
     state: State = ctx.obj
     settings = Settings(
@@ -88,28 +88,34 @@ def quantize(
         dtype=dtype,
     )
     source = state.open(chosen_model(model, model_option), offline=offline)
+    run(
+        source,
+        out,
+        settings,
+        eval_texts=eval_text or (),
+        max_increase=max_ppl_increase,
+        restart=restart,
+        advice="more calibration, --group-size 32, --act-order or --bits 8",
+    )
+
+
+def run(source: Checkpoint, out: Path, settings: Settings, *, advice: str, **asked: Any) -> None:
+    """Quantize with a bar, and show the report. advice: for a result that lost too much (exit 3)."""
     from qwenkit.cli.quantize_progress import QuantizeProgress
+    from qwenkit.quantize import quantize as quantize_checkpoint
 
     with QuantizeProgress(source.config.num_layers) as watch:
         try:
-            report = quantize_checkpoint(
-                source,
-                out,
-                settings,
-                eval_texts=eval_text or (),
-                max_increase=max_ppl_increase,
-                restart=restart,
-                watch=watch,
-            )
+            report = quantize_checkpoint(source, out, settings, watch=watch, **asked)
         except KeyboardInterrupt:
             watch.note("Stopped. The same command continues after the last finished layer.")
             raise
-    _show(report, out)
+    _show(report, out, advice)
     if report.state == "failed":
         raise typer.Exit(EXIT_FAILED)
 
 
-def _show(report: Report, out: Path) -> None:
+def _show(report: Report, out: Path, advice: str) -> None:
     from qwenkit.checkpoint.progress import gigabytes
     from qwenkit.cli.terminal import print_table
 
@@ -133,8 +139,8 @@ def _show(report: Report, out: Path) -> None:
     print_table(rows, lines)
     if report.state == "failed":
         typer.secho(
-            f"FAILED: {out} predicts worse than allowed. It is marked so in quantize_report.json; try more "
-            "calibration, --group-size 32, --act-order or --bits 8.",
+            f"FAILED: {out} predicts worse than allowed. It is marked so in quantize_report.json; "
+            f"try {advice}.",
             fg="red",
             err=True,
         )

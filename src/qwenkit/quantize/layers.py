@@ -7,7 +7,7 @@ ones before it produce.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from qwenkit.model import ModelConfig
 from qwenkit.quant.gptq_rounding import RoundedWeight, Rounding, round_to_grid, round_weight
 from qwenkit.quantize.block_pass import BlockPass
 from qwenkit.quantize.moments import SecondMoments
+
+if TYPE_CHECKING:
+    from qwenkit.quantize.requantized import StoredLayer
 
 LAYERS = ("attn.c_attn", "attn.c_proj", "mlp.w1", "mlp.w2", "mlp.c_proj")
 
@@ -33,23 +36,35 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     }
 
 
-def round_block(through: BlockPass, rounding: Mapping[str, Rounding]) -> dict[str, RoundedWeight]:
+def round_block(
+    through: BlockPass, rounding: Mapping[str, Rounding], stored: Mapping[str, StoredLayer] | None = None
+) -> dict[str, RoundedWeight]:
     """Round the block's linear layers by GPTQ and move the hidden states through it.
 
-    rounding: how, for each of LAYERS. The block's weights become the values that the codes stand for.
-    Raises UnsupportedError naming the layer whose inputs or weight are not finite, or cannot be rounded.
+    rounding: how, for each of LAYERS; stored: the words they have already, if they are rounded again. The
+    block's weights become the values that the codes stand for. Raises UnsupportedError naming the layer whose
+    inputs or weight are not finite, or cannot be rounded.
     """
     block = through.block
     number = block.attn.layer
     done: dict[str, RoundedWeight] = {}
+    stored = stored or {}
 
     def round_all(names: tuple[str, ...], inputs: Iterable[Tensor]) -> None:
+        if all(name in stored and stored[name].kept for name in names):
+            for _ in inputs:  # the stage still moves the texts
+                pass
+            done.update({name: stored[name].words for name in names})
+            return
         columns = linear_of(block, names[0]).in_features
         moments = _moments(inputs, columns, f"transformer.h.{number}.{names[0]}")
         for name in names:
             layer = linear_of(block, name)
             try:
-                done[name] = round_weight(layer.weight, moments, rounding[name])
+                if name in stored:
+                    done[name] = stored[name].rounded(layer.weight, moments, rounding[name])
+                else:
+                    done[name] = round_weight(layer.weight, moments, rounding[name])
             except UnsupportedError as error:
                 raise UnsupportedError(
                     f"transformer.h.{number}.{name}: {error.problem}", error.remedy
@@ -64,9 +79,15 @@ def round_block(through: BlockPass, rounding: Mapping[str, Rounding]) -> dict[st
     return done
 
 
-def round_block_to_nearest(block: nn.Module, rounding: Mapping[str, Rounding]) -> dict[str, RoundedWeight]:
+def round_block_to_nearest(
+    block: nn.Module, rounding: Mapping[str, Rounding], stored: Mapping[str, StoredLayer] | None = None
+) -> dict[str, RoundedWeight]:
     """Each weight by itself, with no calibration: the baseline. Raises UnsupportedError as `round_block`."""
-    return {name: round_to_grid(linear_of(block, name).weight, rounding[name]) for name in LAYERS}
+    done = {}
+    for name in LAYERS:
+        weight, how = linear_of(block, name).weight, rounding[name]
+        done[name] = stored[name].rounded(weight, None, how) if stored else round_to_grid(weight, how)
+    return done
 
 
 def linear_of(block: nn.Module, name: str) -> nn.Linear:

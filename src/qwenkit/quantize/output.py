@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from qwenkit.checkpoint.conversion_notes import readme
 from qwenkit.checkpoint.folder_plan import FolderPlan
 from qwenkit.checkpoint.gptq_rules import dynamic_of
 from qwenkit.checkpoint.layout import cast
@@ -41,6 +42,9 @@ def plan_folder(source: Source, work: WorkFolder, settings: Settings, mixture: M
         chat_template=checkpoint.chat_template,
         generation=checkpoint.generation,
         quantization=settings.quantize_config(dynamic_of(source.layout, mixture.fields(settings.rounding))),
+        note=readme(checkpoint.path.name, f"{source.layout} layout", checkpoint.notes)
+        if checkpoint.notes
+        else "",
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from qwenkit.checkpoint import Checkpoint, open_checkpoint
+from qwenkit.checkpoint import Checkpoint, MergedCheckpoint, open_checkpoint
 from qwenkit.checkpoint.output import check_free
 from qwenkit.checkpoint.progress import gigabytes
 from qwenkit.core import CheckpointError
@@ -33,6 +33,7 @@ from qwenkit.quantize.mixture import Mixture, room_for, roundings, table
 from qwenkit.quantize.output import plan_folder, write_folder
 from qwenkit.quantize.proof import folder_losses, seconds_per_token
 from qwenkit.quantize.report import Report, TextLoss
+from qwenkit.quantize.requantized import source_of
 from qwenkit.quantize.sensitivity import Worth, excerpt, measure, steps
 from qwenkit.quantize.settings import Settings
 from qwenkit.quantize.source import Source
@@ -64,7 +65,7 @@ def quantize(
     """
     out, watch = Path(out).absolute(), watch or Watch()
     with torch.inference_mode(False), torch.no_grad():
-        source = Source(checkpoint, getattr(torch, settings.dtype))
+        source = source_of(checkpoint, getattr(torch, settings.dtype))
         settings.check(source.config)
         if checkpoint.quantization.startswith("GGUF"):
             watch.note(f"The source is {checkpoint.quantization}: what was rounded once is rounded again.")
@@ -85,7 +86,7 @@ def quantize(
                 layers = [work.layer(n)[1]["errors"] for n in range(source.config.num_layers)]
                 plan = plan_folder(source, work, settings, mixture)
                 nbytes = {
-                    "source": sum(entry.nbytes for entry in checkpoint.entries()),
+                    "source": source.nbytes,
                     "result": sum(tensor.nbytes for tensor in plan.tensors),
                 }
                 report = Report(
@@ -235,9 +236,9 @@ def _round(
                 watch.tokens(through.skipped)
             continue
         if through is not None:
-            rounded = round_block(through, own)
+            rounded = round_block(through, own, source.stored(number))
         else:
-            rounded = round_block_to_nearest(block, own)
+            rounded = round_block_to_nearest(block, own, source.stored(number))
             watch.tokens(1)
         errors = {name: weight.error for name, weight in rounded.items()}
         words = {
@@ -278,10 +279,10 @@ def _prove(
     watch.note(f"{out} is written; loading it to measure it.")
     flat = [ids for texts in windows.values() for ids in texts]
     losses = [loss for _, _, loss in _by_text(windows, folder_losses(out, flat, settings.dtype))]
-    speeds = {
-        name: seconds_per_token(of, max(flat, key=len))
-        for name, of in (("source", checkpoint), ("result", open_checkpoint(out)))
-    }
+    timed = {"source": checkpoint, "result": open_checkpoint(out)}
+    if isinstance(checkpoint, MergedCheckpoint):  # which is nowhere in a file
+        del timed["source"]
+    speeds = {name: seconds_per_token(of, max(flat, key=len)) for name, of in timed.items()}
     report = report.judged(losses, {name: speed for name, speed in speeds.items() if speed is not None})
     report.write(out)
     return report

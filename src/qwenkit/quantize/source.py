@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from qwenkit.checkpoint.empty_model import empty_model
 from qwenkit.core import RequestError
 from qwenkit.model import Block, ModelConfig
 from qwenkit.quantize.layers import LAYERS
+
+if TYPE_CHECKING:
+    from qwenkit.quantize.requantized import StoredLayer
 
 
 class Source:
@@ -25,7 +29,7 @@ class Source:
     """
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
-        if checkpoint.quantization.startswith("GPTQ"):
+        if checkpoint.gptq is not None:
             raise RequestError(
                 f"{checkpoint.path} is quantized already: {checkpoint.quantization}.",
                 "Start from the 16-bit checkpoint; rounding twice only loses.",
@@ -37,8 +41,20 @@ class Source:
             "qwen-v1" if self.config.architecture == "qwen" else "qwen2"
         )
         self.kept_dtype = torch.bfloat16 if checkpoint.dtype == torch.float32 else checkpoint.dtype
-        self._planned = {tensor.name: tensor for tensor in checkpoint.planned(checkpoint.dtype)}
+        self._planned = {tensor.name: tensor for tensor in self._read(checkpoint)}
         self._blocks = empty_model(self.config).transformer.h
+
+    def _read(self, checkpoint: Checkpoint) -> Sequence[PlannedTensor]:
+        return checkpoint.planned(checkpoint.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the tensors as they are stored."""
+        return sum(entry.nbytes for entry in self.checkpoint.entries())
+
+    def stored(self, number: int) -> Mapping[str, StoredLayer]:
+        """What the layers of a block are rounded from again; none of a source in 16 bits."""
+        return {}
 
     def block(self, number: int) -> Block:
         """A block with its weights; the caller drops it before asking for the next."""
@@ -69,8 +85,7 @@ class Source:
 
     def identity(self) -> dict[str, Any]:
         """Stands for the files read: a changed one has another time or size."""
-        files = {entry.file for entry in self.checkpoint.entries()}
-        files |= {path for path in (self.checkpoint.path / "config.json",) if path.exists()}
+        files = self.checkpoint.files
         listed = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
         return {
             "source": str(Path(self.checkpoint.path).absolute()),
