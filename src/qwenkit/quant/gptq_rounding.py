@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from qwenkit.core import UnsupportedError
+from qwenkit.kernels.rounding import MOST_LINES, Lines
 
-_BLOCK = 128  # columns whose errors are carried on together
 _STRIP = 512  # rows or columns that large matrices are worked on at once
 _PIECE = 1 << 20  # elements
 _CLIPS = tuple(1 - 0.05 * step for step in range(7))
@@ -93,23 +93,23 @@ def round_weight(weight: Tensor, hessian: Tensor, rounding: Rounding) -> Rounded
     codes = torch.empty(columns, rows, dtype=torch.uint8)
     scales = torch.empty(columns // group, rows)
     zeros = torch.empty(columns // group, rows)
-    for first in range(0, columns, _BLOCK):
-        last = min(first + _BLOCK, columns)
+    for first in range(0, columns, MOST_LINES):
+        last = min(first + MOST_LINES, columns)
         errors = torch.empty(last - first, rows)
-        for at in range(first, last):
+        lines = Lines(rest[first:last], carry[first:last, first:last].contiguous(), codes[first:last], errors)
+        at = first
+        while at < last:
             of = at // group
-            if at % group == 0:
-                # Columns beyond this block have not met its errors yet.
-                ahead = rest[at : at + group].clone()
-                if at + group > last and at > first:
-                    ahead[last - at :].addmm_(
-                        carry[first:at, last : at + group].t(), errors[: at - first], alpha=-1
-                    )
-                scales[of], zeros[of] = _grid(ahead, share[at : at + group], rounding)
-            code = _codes(rest[at], scales[of], zeros[of], rounding.bits)
-            codes[at] = code.to(torch.uint8)
-            errors[at - first] = (rest[at] - (code - zeros[of]) * scales[of]) / carry[at, at]
-            rest[at + 1 : last].addr_(carry[at, at + 1 : last], errors[at - first], alpha=-1)
+            end = (of + 1) * group
+            if at == of * group:
+                # Columns beyond these lines have not met their errors yet.
+                ahead = rest[at:end].clone()
+                if end > last and at > first:
+                    ahead[last - at :].addmm_(carry[first:at, last:end].t(), errors[: at - first], alpha=-1)
+                scales[of], zeros[of] = _grid(ahead, share[at:end], rounding)
+            until = min(end, last)
+            lines.round(at - first, until - first, scales[of], zeros[of], rounding.bits)
+            at = until
         rest[last:].addmm_(carry[first:last, last:].t(), errors, alpha=-1)
     place = torch.argsort(order)
     result = RoundedWeight(

@@ -5,6 +5,7 @@ namespace qwenkit::QWENKIT_LANES {
 
 const Kernels kernels{quantize,    widen,     tile,  affine_int8, affine_exact, nested_int8,
                       bf16_pack_x, bf16_rows, norm,  rope,        gate,
-                      keep,        attend,    merge, draw,        likely};
+                      keep,        attend,    merge, draw,        likely,
+                      round};
 
 }  // namespace qwenkit::QWENKIT_LANES

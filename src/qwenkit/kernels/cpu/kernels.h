@@ -5,6 +5,7 @@
 #include "affine.h"
 #include "attention.h"
 #include "bf16_linear.h"
+#include "rounding.h"
 #include "sampling.h"
 
 namespace qwenkit {
@@ -51,6 +52,7 @@ struct Kernels {
     void (*merge)(const PagedJob&, const AttendTask&, char* scratch);  // the parts of its segments, in order
     void (*draw)(const DrawJob&, void* scratch, int64_t first, int64_t last);
     void (*likely)(const LikelyJob&, void* scratch, int64_t first, int64_t last);
+    void (*round)(const RoundingJob&, int64_t first_strip, int64_t last_strip);
 };
 
 #define QWENKIT_DECLARE_KERNELS(SET)                          \
@@ -72,6 +74,7 @@ struct Kernels {
     void merge(const PagedJob&, const AttendTask&, char*);    \
     void draw(const DrawJob&, void*, int64_t, int64_t);       \
     void likely(const LikelyJob&, void*, int64_t, int64_t);   \
+    void round(const RoundingJob&, int64_t, int64_t);         \
     }
 QWENKIT_DECLARE_KERNELS(avx2)
 QWENKIT_DECLARE_KERNELS(avx512)

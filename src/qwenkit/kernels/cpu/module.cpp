@@ -147,6 +147,13 @@ NB_MODULE(_cpu, m) {
         const GateJob job{at<void>(up), at<void>(gate), at<void>(y), columns, up_row, gate_row, y_row, Dtype(type)};
         run_rows(job, active_kernels().gate, rows, columns);
     }, Free());
+    m.def("round", [](Address lines, Address carry, Address scales, Address zeros, Address codes, Address errors,
+                      int64_t first, int64_t last, int64_t count, int64_t outputs, int top) {
+        const RoundingJob job{at<float>(lines), at<float>(carry), at<float>(scales), at<float>(zeros),
+                              at<uint8_t>(codes), at<float>(errors), first, last, count, outputs, float(top)};
+        const int64_t strips = (outputs + rounding_strip - 1) / rounding_strip;
+        run_rows(job, active_kernels().round, strips, rounding_strip * (last - first) * count / 2);
+    }, Free());
     m.def("draw", [](Address logits, int64_t row_step, int64_t size, Address holes, int64_t hole_count, int type,
                      Address edit_ids, Address edit_values, Address draws, int64_t count) {
         const LogitRows from{at<void>(logits), row_step, size, at<int32_t>(holes), hole_count, Dtype(type)};
