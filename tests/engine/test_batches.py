@@ -60,7 +60,7 @@ def test_a_batch_equals_its_single_runs(tiny, byte_tokenizer, params):
     assert len({completion.token_ids for completion in together}) == 6
 
 
-@pytest.mark.parametrize("kv_cache", ["auto", "int8", "int8-affine"])
+@pytest.mark.parametrize("kv_cache", ["auto", "int8", "int8-affine", "int4"])
 @pytest.mark.parametrize("tokens", [64, 120, 400])
 def test_a_small_cache_does_not_change_results(tiny, byte_tokenizer, tokens, kv_cache):
     """Requests wait and are preempted and computed anew; the longest just fits."""
@@ -82,8 +82,10 @@ def test_what_can_never_fit_is_refused_with_the_numbers(tiny_qwen2, byte_tokeniz
     assert len(qwen.generate("x" * 60, ignore_eos=True).token_ids) == 4  # a default is lowered to what fits
 
 
-@pytest.mark.parametrize(("kv_cache", "most"), [("int8", 0.1), ("int8-affine", 0.1), ("int8-original", 0.3)])
-def test_eight_bit_caches_change_little_but_something(tiny_v1, byte_tokenizer, kv_cache, most):
+@pytest.mark.parametrize(
+    ("kv_cache", "most"), [("int8", 0.1), ("int8-affine", 0.1), ("int4", 1.0), ("int8-original", 0.3)]
+)
+def test_quantized_caches_change_little_but_something(tiny_v1, byte_tokenizer, kv_cache, most):
     (ids,) = prompts([60])
     exact = torch.tensor(Qwen(tiny_v1, byte_tokenizer).score(ids))
     rough = torch.tensor(Qwen(tiny_v1, byte_tokenizer, kv_cache=kv_cache).score(ids))

@@ -71,7 +71,9 @@ def steps(rng: random.Random) -> list[Step]:
 
 @pytest.mark.parametrize("isa", native.available_isas()[1:])
 @pytest.mark.parametrize("weights", ["bf16", "int4"])
-@pytest.mark.parametrize("options", [{}, {"kv_cache": "int8"}, {"attention_window": [None, 20, 33]}])
+@pytest.mark.parametrize(
+    "options", [{}, {"kv_cache": "int8"}, {"kv_cache": "int4"}, {"attention_window": [None, 20, 33]}]
+)
 def test_same_bits_as_one_by_one(weights, options, isa):
     before = native.isa()
     native.set_isa(isa)

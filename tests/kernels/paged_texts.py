@@ -8,7 +8,9 @@ import random
 import torch
 from torch import Tensor
 
-from qwenkit.kernels.paged import PagedLayer, PagedShape, RaggedRows
+from qwenkit.kernels.native_paged import NativePagedLayer
+from qwenkit.kernels.nibbles import KeyForm, TorchNibbleLayer
+from qwenkit.kernels.paged import PagedLayer, PagedShape, RaggedRows, TorchPagedLayer
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -36,6 +38,22 @@ def written_out(
             scores = (k[first : i + 1, kv] @ (q[i, h] * logn[i])) / math.sqrt(shape.head_dim)
             out[i, h] = scores.softmax(0) @ v[first : i + 1, kv]
     return out
+
+
+def key_form(shape: PagedShape) -> KeyForm:
+    """Centers far larger than random keys, and steps of many sizes."""
+    g = torch.Generator().manual_seed(7)
+    size = shape.kv_heads, shape.head_dim
+    center = 3 * torch.randn(size, generator=g)
+    return KeyForm(center, 2 ** (2 * torch.rand(size, generator=g) - 1))
+
+
+def native_layer(shape: PagedShape) -> NativePagedLayer:
+    return NativePagedLayer(shape, key_form(shape) if shape.format == "int4" else None)
+
+
+def torch_layer(shape: PagedShape) -> TorchPagedLayer:
+    return TorchNibbleLayer(shape, keys=key_form(shape)) if shape.format == "int4" else TorchPagedLayer(shape)
 
 
 class Text:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from paged_texts import Text, run, written_out
+from paged_texts import Text, key_form, native_layer, rotated, run, torch_layer, written_out
 from torch import Tensor
 
 from qwenkit.core import UnsupportedError
@@ -16,7 +16,7 @@ from qwenkit.kernels import native, paged_layer, reference
 from qwenkit.kernels.native_paged import UNIT, NativePagedLayer
 from qwenkit.kernels.paged import KVFormat, PagedShape, RaggedRows, TorchPagedLayer, quantize_kv
 
-FORMATS: list[KVFormat] = ["float", "int8", "int8-affine"]
+FORMATS: list[KVFormat] = ["float", "int8", "int8-affine", "int4"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPE = PagedShape(blocks=48, block_size=32, heads=4, kv_heads=2, head_dim=16, dtype=torch.bfloat16)
 
@@ -85,7 +85,7 @@ def stored(layer: NativePagedLayer, head: int, text: Text) -> tuple[Tensor, Tens
 def test_pieces_of_many_texts_give_attention_over_each_whole_text(isa, dtype, heads, kv_heads, d, window):
     shape = PagedShape(24, 32, heads, kv_heads, d, dtype)
     some = texts(shape, [1, 33, 70], seed=heads)
-    run(NativePagedLayer(shape), some, random.Random(heads), window)
+    run(native_layer(shape), some, random.Random(heads), window)
     tolerance = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]
     for t in some:
         exact = written_out(t.qkv, t.cos, t.sin, t.logn, shape, window)
@@ -98,7 +98,7 @@ def test_pieces_of_many_texts_give_attention_over_each_whole_text(isa, dtype, he
 def test_long_texts_agree_with_torch(isa, dtype, format, window):
     shape = PagedShape(48, 64, 6, 2, 96, dtype, format)
     (text,) = texts(shape, [800])
-    got, want = whole(NativePagedLayer(shape), text, window), whole(TorchPagedLayer(shape), text, window)
+    got, want = whole(native_layer(shape), text, window), whole(torch_layer(shape), text, window)
     # Torch dequantizes to its type before it multiplies, the kernels after.
     tolerance = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2.5e-2}[dtype]
     torch.testing.assert_close(got, want, atol=tolerance, rtol=tolerance)
@@ -112,7 +112,7 @@ def test_attention_of_codes_adds_no_error_to_rounding_its_result(isa, format, sp
     (text,) = texts(shape, [700])
     text.qkv[:, :4] *= spread
     text.qkv[::50, 4:] *= 8
-    layer = NativePagedLayer(shape)
+    layer = native_layer(shape)
     got = whole(layer, text).double()
     q = reference.apply_rotary(text.qkv[None, :, :4], text.cos[None], text.sin[None])[0]
     q = (q * text.logn.to(q.dtype)[:, None, None]).double()
@@ -140,12 +140,12 @@ def test_bits_do_not_depend_on_cuts_neighbours_or_threads(isa, threads, dtype, f
     expected = []
     for count in (1, 2):
         native.set_threads(count)
-        layer = NativePagedLayer(shape)
+        layer = native_layer(shape)
         outs = [whole(layer, t, window) for t in texts(shape, lengths)]
         expected = expected or outs
         assert all(map(torch.equal, outs, expected))
         again = texts(shape, lengths)
-        run(NativePagedLayer(shape), again, random.Random(count), window)
+        run(native_layer(shape), again, random.Random(count), window)
         for text, want in zip(again, expected, strict=True):
             assert torch.equal(text.out, want), f"{text.length} tokens, {count} threads"
 
@@ -155,8 +155,8 @@ def test_one_token_at_a_time_gives_the_bits_of_the_whole(isa, format):
     """Decoding after a prefill, in the form of a model: many heads sharing few keys, whole tiles."""
     shape = PagedShape(20, 32, 12, 2, 128, torch.bfloat16, format)
     (text,) = texts(shape, [560])
-    expected = whole(NativePagedLayer(shape), text)
-    layer = NativePagedLayer(shape)
+    expected = whole(native_layer(shape), text)
+    layer = native_layer(shape)
     for begin, end in [(0, 500), *((i, i + 1) for i in range(500, 560))]:
         rows = RaggedRows.make([begin], [end - begin], [text.blocks])
         angles = text.cos[begin:end], text.sin[begin:end]
@@ -164,7 +164,7 @@ def test_one_token_at_a_time_gives_the_bits_of_the_whole(isa, format):
         assert torch.equal(out, expected[begin:end]), f"tokens {begin} to {end}"
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", [f for f in FORMATS if f != "int4"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("d", [8, 80, 128])
 def test_what_is_kept_is_what_torch_keeps(isa, dtype, d, format):
@@ -173,7 +173,7 @@ def test_what_is_kept_is_what_torch_keeps(isa, dtype, d, format):
     text.qkv[3] = 0
     text.qkv[5, :, 1:] = 0
     text.qkv[7] *= 1e-3 if dtype == torch.float16 else 1e-30
-    layer = NativePagedLayer(shape)
+    layer = native_layer(shape)
     run(layer, [text], random.Random(d))
     _, k, v = text.qkv.split([4, 2, 2], dim=1)
     half = text.cos.shape[1] // 2
@@ -193,13 +193,57 @@ def test_what_is_kept_is_what_torch_keeps(isa, dtype, d, format):
                 assert torch.equal(minima[i], minimum[:, 0])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("d", [8, 80, 128])
+def test_nibbles_are_those_of_rounding_written_out(isa, dtype, d):
+    """Restates the layout and the rounding of cpu/nibbles.h, a unit and a head at a time."""
+    shape = PagedShape(12, 64, 4, 2, d, dtype, "int4")
+    (text,) = texts(shape, [150])
+    text.qkv[3] = 0
+    text.qkv[5, :, 1:] = 0
+    layer, form = native_layer(shape), key_form(shape)
+    run(layer, [text], random.Random(d))
+    groups = -(-d // 32)
+    units = layer.memory.view(24, 2, 2, -1)
+    hadamard = torch.ones(1, 1)
+    for _ in range(5):
+        hadamard = torch.cat((torch.cat((hadamard, hadamard), 1), torch.cat((hadamard, -hadamard), 1)), 0)
+    for head in range(2):
+        for token in range(0, 150):
+            place = text.blocks[token // 64] * 2 + token % 64 // 32
+            at = token % 32
+            for side in range(2):
+                x = text.qkv[token, 4 + 2 * side + head].float()
+                if side == 0:
+                    x = x - form.center[head]
+                    x = rotated(x[None, None], text.cos[token, None], text.sin[token, None])[0, 0]
+                    x = torch.nn.functional.pad(x / form.step[head], (0, groups * 32 - d))
+                    x = (x.view(groups, 32).double() @ hadamard.double()).flatten()
+                unit = units[place, (head + place) % 2, side]
+                planes = unit[groups * 512 :].clone().view(torch.bfloat16).float().view(2, groups, 32)
+                for group in range(groups):
+                    codes = unit[group * 512 : group * 512 + 512]
+                    codes = (
+                        codes.view(2, 16, 16)[at // 16, :, at % 16] if side == 0 else codes.view(32, 16)[at]
+                    )
+                    codes = torch.cat((codes & 15, codes >> 4))
+                    scale, minimum = planes[:, group, at]
+                    part = x[group * 32 : group * 32 + 32]
+                    n = len(part)
+                    assert minimum == pytest.approx(float(part.min()), rel=2**-8, abs=1e-5)
+                    span = float(part.max() - part.min()) / 15
+                    assert scale == pytest.approx(span, rel=2**-8, abs=1e-5)
+                    error = (codes[:n] * scale + minimum - part).abs().max()
+                    assert error <= 0.51 * scale + 2**-7 * part.abs().max() + 1e-5
+
+
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_nothing_leaks_from_slots_that_a_text_has_not_reached(isa, dtype, format):
     shape = replace(SHAPE, dtype=dtype, format=format, head_dim=32)
     for length in (45, 46):
         (text,) = texts(shape, [length])
-        layer = NativePagedLayer(shape)
+        layer = native_layer(shape)
         expected = whole(layer, text)
         layer.memory.fill_(255)  # NaN in every type, and of the scales
         assert torch.equal(whole(layer, text), expected)
@@ -208,7 +252,7 @@ def test_nothing_leaks_from_slots_that_a_text_has_not_reached(isa, dtype, format
 def test_long_steps_read_nothing_that_they_keep_later(isa):
     shape = replace(SHAPE, head_dim=32)
     (text,) = texts(shape, [1200])
-    layer = NativePagedLayer(shape)
+    layer = native_layer(shape)
     expected = whole(layer, text)
     layer.memory.fill_(255)
     for begin, end in ((0, 5), (5, 1200)):
@@ -218,9 +262,28 @@ def test_long_steps_read_nothing_that_they_keep_later(isa):
         assert torch.equal(out, expected[begin:end]), f"tokens {begin} to {end}"
 
 
+def test_a_later_layer_takes_the_angles_of_the_first(isa):
+    shape = replace(SHAPE, format="int4")
+    (text,) = texts(shape, [150])
+    expected = whole(native_layer(shape), text)
+    first = native_layer(shape)
+    later = NativePagedLayer(shape, key_form(shape), first)
+    assert later.nbytes < first.nbytes
+    whole(first, text)
+    assert torch.equal(whole(later, text), expected)
+    free = [b for b in range(shape.blocks) if b not in text.blocks][:5]
+    pairs = list(zip(text.blocks, free, strict=True))
+    first.copy(pairs)
+    later.copy(pairs)
+    rows = RaggedRows.make([149], [1], [free])
+    last = text.qkv[149:], (text.cos[149:], text.sin[149:]), text.logn[149:]
+    for layer in (first, later):
+        assert torch.equal(layer.attend(*last, rows), expected[149:])
+
+
 def test_copied_blocks_hold_the_same(isa):
     shape = replace(SHAPE, format="int8")
-    layer = NativePagedLayer(shape)
+    layer = native_layer(shape)
     (text,) = texts(shape, [70])
     whole(layer, text)
     free = [b for b in range(shape.blocks) if b not in text.blocks][:3]
@@ -245,7 +308,7 @@ def test_copied_blocks_hold_the_same(isa):
     ],
 )
 def test_rows_that_lead_outside_are_refused(isa, starts, counts, table, says):
-    layer = NativePagedLayer(SHAPE)
+    layer = native_layer(SHAPE)
     (text,) = texts(SHAPE, [3])
     rows = RaggedRows(
         torch.tensor(starts, dtype=torch.int32),
@@ -259,7 +322,7 @@ def test_rows_that_lead_outside_are_refused(isa, starts, counts, table, says):
 
 
 def test_tensors_that_do_not_fit_are_refused(isa):
-    layer = NativePagedLayer(SHAPE)
+    layer = native_layer(SHAPE)
     (text,) = texts(SHAPE, [3])
     rows = RaggedRows.make([0], [3], [text.blocks])
     angles = text.cos, text.sin
@@ -276,10 +339,10 @@ def test_tensors_that_do_not_fit_are_refused(isa):
 
 def test_tokens_and_angles_need_not_lie_together(isa):
     (text,) = texts(SHAPE, [40])
-    expected = whole(NativePagedLayer(SHAPE), text)
+    expected = whole(native_layer(SHAPE), text)
     text.qkv = text.qkv.transpose(0, 1).contiguous().transpose(0, 1)
     text.cos = text.cos.t().contiguous().t()
-    assert torch.equal(whole(NativePagedLayer(SHAPE), text), expected)
+    assert torch.equal(whole(native_layer(SHAPE), text), expected)
 
 
 def test_the_factory_takes_compiled_layers_where_they_exist(isa):
@@ -299,8 +362,8 @@ def test_the_factory_takes_compiled_layers_where_they_exist(isa):
 
 
 def test_a_text_of_no_tokens_beside_another_changes_nothing(isa):
-    layer = NativePagedLayer(SHAPE)
+    layer = native_layer(SHAPE)
     (text,) = texts(SHAPE, [40])
-    expected = whole(NativePagedLayer(SHAPE), text)
+    expected = whole(native_layer(SHAPE), text)
     rows = RaggedRows.make([0, 0], [0, 40], [[], text.blocks])
     assert torch.equal(layer.attend(text.qkv, (text.cos, text.sin), text.logn, rows), expected)

@@ -33,7 +33,7 @@ def bench(
         typer.Option(help="Format of the weights; as stored (bf16 for a shape) when left out."),
     ] = None,
     kv_cache: Annotated[
-        Literal["bf16", "int8"] | None, typer.Option(help="Format of keys and values in the cache.")
+        Literal["bf16", "int8", "int4"] | None, typer.Option(help="Format of keys and values in the cache.")
     ] = None,
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 512,
     decode: Annotated[int, typer.Option(min=1, help="Tokens to decode after a prompt.")] = 64,

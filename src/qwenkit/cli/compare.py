@@ -13,7 +13,7 @@ from qwenkit.cli.loading import State
 from qwenkit.cli.perplexity import JSONFile, Length, Texts, Windows
 from qwenkit.cli.result_file import check_place, write_json
 
-_CACHE = "Its keys and values: auto, int8, int8-affine, int8-original."
+_CACHE = "Its keys and values: auto, int8, int8-affine, int4, int8-original."
 _WEIGHTS = "How its weights are held: auto, exact, bf16, int8, int4."
 
 
@@ -27,7 +27,7 @@ def compare(
     weights_a: Annotated[str, typer.Option(help=_WEIGHTS)] = "auto",
     weights_b: Annotated[str, typer.Option(help=_WEIGHTS)] = "auto",
     kv_cache_a: Annotated[
-        str, typer.Option("--kv-cache-a", help="auto, int8, int8-affine, int8-original.")
+        str, typer.Option("--kv-cache-a", help="auto, int8, int8-affine, int4, int8-original.")
     ] = "auto",
     kv_cache_b: Annotated[str, typer.Option("--kv-cache-b", help="The same for B.")] = "auto",
     json_file: JSONFile = None,

@@ -51,7 +51,9 @@ Head = Annotated[
 ]
 KVCache = Annotated[
     str | None,
-    typer.Option("--kv-cache", help="Keys and values: auto (as dtype), int8, int8-affine or int8-original."),
+    typer.Option(
+        "--kv-cache", help="Keys and values: auto (as dtype), int8, int8-affine, int4 or int8-original."
+    ),
 ]
 CacheTokens = Annotated[
     int | None, typer.Option("--cache-tokens", help="Most tokens the KV cache holds; by memory if left out.")

@@ -39,7 +39,8 @@ def perplexity(
     ] = ["auto"],  # noqa: B006
     head: options.Head = "auto",
     kv_cache: Annotated[
-        list[str], typer.Option("--kv-cache", help="auto, int8, int8-affine, int8-original; also repeatable.")
+        list[str],
+        typer.Option("--kv-cache", help="auto, int8, int8-affine, int4, int8-original; also repeatable."),
     ] = ["auto"],  # noqa: B006
     json_file: JSONFile = None,
     device: options.Device = "auto",

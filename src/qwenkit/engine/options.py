@@ -12,6 +12,7 @@ from qwenkit.core.errors import RequestError
 from qwenkit.engine.device import parse_dtype
 from qwenkit.engine.draft_length import CostTable
 from qwenkit.engine.draft_model import DraftModel
+from qwenkit.engine.key_forms import key_forms
 from qwenkit.engine.memory import free_memory
 from qwenkit.engine.ngrams import NgramLookup
 from qwenkit.engine.paged_cache import BLOCK_TOKENS, PagedCache, kv_token_bytes
@@ -32,8 +33,8 @@ class EngineOptions:
     """Choices that hold for all requests of an engine. Raises RequestError for a value out of range.
 
     kv_cache: "auto" keeps keys and values in the dtype of the model; "int8" and "int8-affine" in 8 bits with
-        a scale per token and head; "int8-original" by the scheme of 2023. A dtype's name asks for that dtype
-        and must be the model's.
+        a scale per token and head; "int4" in 4 bits with a scale for 32 channels; "int8-original" by the
+        scheme of 2023. A dtype's name asks for that dtype and must be the model's.
     cache_tokens: tokens of all requests together that the cache holds; None chooses by memory.
     max_running: sequences computed together; more wait. max_waiting: requests that may wait.
     step_tokens: most tokens of one forward pass; bounds the memory of activations and how long a running
@@ -120,6 +121,7 @@ def make_cache(model: CausalLM, options: EngineOptions) -> PagedCache:
         device=weight.device,
         block_size=options.block_tokens,
         windows=options.windows(config.num_layers),
+        key_forms=key_forms(model) if format == "int4" else None,
     )
 
 

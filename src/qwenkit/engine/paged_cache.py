@@ -15,7 +15,8 @@ from qwenkit.engine.blocks import BlockCopy
 from qwenkit.engine.scheduler import Step
 from qwenkit.kernels import paged_layer
 from qwenkit.kernels.native_stack import NativeStack
-from qwenkit.kernels.paged import KVFormat, PagedShape, RaggedRows
+from qwenkit.kernels.nibbles import GROUP, KeyForm
+from qwenkit.kernels.paged import KVFormat, PagedLayer, PagedShape, RaggedRows
 from qwenkit.model import ModelConfig, TokenBatch
 from qwenkit.model.rope import rotary_table
 
@@ -27,6 +28,7 @@ class PagedCache:
     """`blocks` blocks of `block_size` tokens for every layer of a model.
 
     dtype: what the model computes in. windows: tokens each layer may look back, itself included; None: all.
+    key_forms: of int4 alone, what the keys of each layer have in common.
     Memory is reserved at once and, on a CPU, taken from the system as blocks are first written.
     """
 
@@ -40,12 +42,16 @@ class PagedCache:
         device: torch.device | str = "cpu",
         block_size: int = BLOCK_TOKENS,
         windows: Sequence[int | None] | None = None,
+        key_forms: Sequence[KeyForm] | None = None,
     ) -> None:
         shape = PagedShape(
             blocks, block_size, config.num_heads, config.num_kv_heads, config.head_dim, dtype, format
         )
         self.shape = shape
-        self.layers = [paged_layer(shape, device) for _ in range(config.num_layers)]
+        self.layers: list[PagedLayer] = []
+        for i in range(config.num_layers):
+            form = key_forms[i] if key_forms else None
+            self.layers.append(paged_layer(shape, device, form, self.layers[0] if i else None))
         self.windows = tuple(windows or [None] * config.num_layers)
 
     @property
@@ -66,9 +72,16 @@ class PagedCache:
 
 
 def kv_token_bytes(config: ModelConfig, dtype: torch.dtype, format: KVFormat) -> int:
-    """Bytes a token takes in the cache, over all layers; a quantized head has a float32 scale and minimum."""
+    """Bytes a token takes in the cache, over all layers; a head of 8 bits has a float32 scale and minimum.
+
+    Of 4 bits, 32 channels have those in bfloat16, and angles are kept once for all layers.
+    """
     if format == "float":
         return config.kv_bytes_per_token(dtype.itemsize)
+    if format == "int4":
+        groups = -(-config.head_dim // GROUP)
+        heads = 2 * config.num_layers * config.num_kv_heads
+        return heads * groups * (GROUP // 2 + 4) + config.head_dim // 2 * 4
     return config.kv_bytes_per_token(1) + 2 * config.num_layers * config.num_kv_heads * 8
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from qwenkit.kernels import native, native_sampling, reference, reference_sampling
 from qwenkit.kernels.native_paged import NativePagedLayer, why_not
+from qwenkit.kernels.nibbles import KeyForm, TorchNibbleLayer
 from qwenkit.kernels.paged import PagedLayer, PagedShape, TorchPagedLayer
 from qwenkit.kernels.reference_sampling import Chosen, Draw, Likely
 
@@ -56,10 +57,20 @@ def silu_gate(up: Tensor, gate: Tensor) -> Tensor:
     return reference.silu_gate(up, gate)
 
 
-def paged_layer(shape: PagedShape, device: torch.device | str = "cpu") -> PagedLayer:
-    """The keys and values of one layer; `kernel` of the result says which implementation it is."""
+def paged_layer(
+    shape: PagedShape,
+    device: torch.device | str = "cpu",
+    keys: KeyForm | None = None,
+    beside: PagedLayer | None = None,
+) -> PagedLayer:
+    """The keys and values of one layer; `kernel` of the result says which implementation it is.
+
+    Of int4 alone, keys: what its keys have in common; beside: a layer from here that is computed before.
+    """
     if torch.device(device).type == "cpu" and why_not(shape) is None:
-        return NativePagedLayer(shape)
+        return NativePagedLayer(shape, keys, beside if isinstance(beside, NativePagedLayer) else None)
+    if shape.format == "int4":
+        return TorchNibbleLayer(shape, device, keys, beside if isinstance(beside, TorchNibbleLayer) else None)
     return TorchPagedLayer(shape, device)
 
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from qwenkit.core import UnsupportedError
 from qwenkit.kernels import native
+from qwenkit.kernels.nibbles import KeyForm, check_form
 from qwenkit.kernels.paged import PagedLayer, PagedShape, RaggedRows
 
-FORMATS = {"float": 0, "int8": 1, "int8-affine": 2}  # KvFormat in cpu/attention.h
+FORMATS = {"float": 0, "int8": 1, "int8-affine": 2, "int4": 3}  # KvFormat in cpu/attention.h
 UNIT = 32  # tokens stored together
 MOST_CHANNELS = 1024
 
@@ -37,11 +38,13 @@ def why_not(shape: PagedShape) -> str | None:
 class NativePagedLayer(PagedLayer):
     """Keys and values in one mapping, zero at first; the system gives it memory as blocks are written.
 
-    Quantized as quantize_kv does, bit for bit; a query's output has the same bits however its text was cut
-    into steps, whatever is computed beside it and on any number of threads.
+    Quantized as quantize_kv does, bit for bit, and int4 as nibbles.py says. A query's output has the same
+    bits however its text was cut into steps, whatever is computed beside it and on any number of threads.
     """
 
-    def __init__(self, shape: PagedShape) -> None:
+    def __init__(
+        self, shape: PagedShape, keys: KeyForm | None = None, beside: NativePagedLayer | None = None
+    ) -> None:
         if (reason := why_not(shape)) is not None:
             raise UnsupportedError(f"{reason[0].upper()}{reason[1:]}.", "Use paged_layer.")
         if min(shape.blocks, shape.block_size, shape.kv_heads, shape.head_dim) < 1 or (
@@ -49,6 +52,18 @@ class NativePagedLayer(PagedLayer):
         ):
             raise UnsupportedError(f"{shape} is no shape of a cache.")
         self.shape = shape
+        self._form: Tensor | None = None
+        self._angles: Tensor | None = None
+        self._keeps_angles = False
+        if shape.format == "int4":
+            keys = keys or KeyForm.plain(shape)
+            check_form(keys, shape)
+            self._form = keys.padded()
+            self._keeps_angles = beside is None
+            if beside is None:
+                self._angles = native.huge(shape.blocks * shape.block_size * (shape.head_dim // 2) * 4)
+            else:
+                self._angles = beside._angles
         layout = native.extension().PagedLayout(
             shape.blocks,
             shape.block_size,
@@ -57,6 +72,9 @@ class NativePagedLayer(PagedLayer):
             shape.head_dim,
             native.TYPES[shape.dtype],
             FORMATS[shape.format],
+            0 if self._form is None else self._form.data_ptr(),
+            0 if self._angles is None else self._angles.data_ptr(),
+            self._keeps_angles,
         )
         self.memory = native.huge(layout.bytes)
         """uint8, as cpu/attention.h lays it out."""
@@ -65,7 +83,8 @@ class NativePagedLayer(PagedLayer):
 
     @property
     def nbytes(self) -> int:
-        return self.memory.nbytes
+        angles = self._angles.nbytes if self._angles is not None and self._keeps_angles else 0
+        return self.memory.nbytes + angles
 
     @property
     def kernel(self) -> str:

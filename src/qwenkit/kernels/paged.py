@@ -21,10 +21,11 @@ from torch import Tensor
 from qwenkit.core import UnsupportedError
 from qwenkit.kernels import reference
 
-KVFormat = Literal["float", "int8", "int8-affine", "int8-original"]
+KVFormat = Literal["float", "int8", "int8-affine", "int4", "int8-original"]
 """float: the dtype of the model. int8: codes of a token and head times one scale (symmetric). int8-affine:
-times a scale, plus a minimum. int8-original: the scheme of 2023 (reference: model section 7), one scale and
-zero for a head over all tokens that a step adds to a text, cast by truncation; kept for parity."""
+times a scale, plus a minimum. int4: see nibbles.py. int8-original: the scheme of 2023 (reference: model
+section 7), one scale and zero for a head over all tokens that a step adds to a text, cast by truncation; kept
+for parity."""
 
 KV_FORMATS: tuple[KVFormat, ...] = get_args(KVFormat)
 
@@ -167,7 +168,7 @@ class TorchPagedLayer(PagedLayer):
         q, k, v = torch.split(qkv, [s.heads, s.kv_heads, s.kv_heads], dim=1)
         cos, sin = angles
         q = reference.apply_rotary(q[None], cos[None], sin[None])[0]
-        k = reference.apply_rotary(k[None], cos[None], sin[None])[0]
+        k = self._turn_keys(k, cos, sin)
         if logn is not None:
             q = q * logn.to(q.dtype)[:, None, None]
         out = torch.empty_like(q)
@@ -189,14 +190,22 @@ class TorchPagedLayer(PagedLayer):
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         if not pairs:
             return
-        size = self.shape.block_size
-        inside = torch.arange(size)
-        source, target = (
-            (torch.tensor(side)[:, None] * size + inside).flatten() for side in zip(*pairs, strict=True)
-        )
+        source, target = self._inside(pairs)
         for stored, planes in zip(self._stored, self._planes, strict=True):
             stored[target] = stored[source]
             planes[:, target] = planes[:, source]
+
+    def _inside(self, pairs: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """Slots of the blocks copied from, and of those copied to."""
+        size = self.shape.block_size
+        source, target = (
+            (torch.tensor(side)[:, None] * size + torch.arange(size)).flatten()
+            for side in zip(*pairs, strict=True)
+        )
+        return source, target
+
+    def _turn_keys(self, k: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        return reference.apply_rotary(k[None], cos[None], sin[None])[0]
 
     def _slots(self, table: Tensor, length: int) -> Tensor:
         size = self.shape.block_size

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 _BATCH = 2048
-_Q8_0 = 8  # ggml_type
+_QUANTIZED = {"int8": 8, "int4": 2}  # ggml_type Q8_0 and Q4_0
 
 
 class Engine:
@@ -90,8 +90,8 @@ class Engine:
         parameters.n_threads = parameters.n_threads_batch = self.job["threads"]
         if self.ik:
             parameters.flash_attn = count == 1  # it aborts on some batches: GGML_ASSERT(S > 0)
-        if self.job["kv_cache"] == "int8":
-            parameters.type_k = parameters.type_v = _Q8_0
+        if self.job["kv_cache"] in _QUANTIZED:
+            parameters.type_k = parameters.type_v = _QUANTIZED[self.job["kv_cache"]]
         self.context = self.api.llama_init_from_model(self.model, parameters)
         if not self.context:
             raise RuntimeError(f"no context for {count} sequences of {length} tokens")

@@ -48,7 +48,9 @@ class Engine:
         if job["setting"] == "int8":
             properties |= {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 128}
         if job["kv_cache"] is not None:
-            properties["KV_CACHE_PRECISION"] = {"int8": "u8"}.get(job["kv_cache"], job["kv_cache"])
+            properties["KV_CACHE_PRECISION"] = {"int8": "u8", "int4": "u4"}.get(
+                job["kv_cache"], job["kv_cache"]
+            )
         start = time.perf_counter()
         self.pipe = genai.ContinuousBatchingPipeline(job["model"], scheduler, "CPU", properties)
         self.load_s = time.perf_counter() - start

@@ -183,8 +183,8 @@ class HalfTiles {
 }  // namespace
 
 void attend(const PagedJob& job, const AttendTask& task, char* scratch) {
-    if (job.layout.format == KvFormat::plain) TileTask<HalfTiles>(job, task, scratch).run();
-    else attend_codes(job, task, scratch);
+    if (job.layout.codes()) attend_codes(job, task, scratch);
+    else TileTask<HalfTiles>(job, task, scratch).run();
 }
 
 }  // namespace qwenkit::amx

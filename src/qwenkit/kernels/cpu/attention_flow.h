@@ -1,7 +1,6 @@
 // What every instruction set does alike: softmax by segments, and putting segments together.
 #pragma once
-#include "attention.h"
-#include "rotary.h"
+#include "nibbles.h"
 
 namespace qwenkit::QWENKIT_LANES {
 
@@ -83,11 +82,11 @@ struct Segment {
     alignas(64) float key_bases[segment_tokens], value_bases[segment_tokens];  // what code 0 stands for
     alignas(64) float ends[4 * unit_tokens];
 
-    // spare: room for the values of a unit.
+    // spare: of PagedLayout::spare_bytes.
     Segment(const Queries& q, int64_t number, char* spare)
         : number(number),
           begin(number * segment_tokens),
-          scaled(q.job.layout.format != KvFormat::plain),
+          scaled(q.job.layout.codes()),
           affine(q.job.layout.format == KvFormat::affine) {
         const int64_t end = q.position(q.task.count - 1) + 1;
         last = (end - begin + unit_tokens - 1) / unit_tokens;
@@ -98,6 +97,14 @@ struct Segment {
             const KvUnit unit = q.job.unit(q.task.row, q.task.head, begin / unit_tokens + u);
             const int64_t written = q.job.length(q.task.row) - begin - u * unit_tokens;
             const bool whole = written >= unit_tokens;
+            if (q.job.layout.format == KvFormat::nibbles) {
+                const int64_t side = q.job.layout.tile_bytes();
+                char* tiles = spare + u * 2 * side;
+                unpack(q.job, q.task, begin / unit_tokens + u, written, tiles);
+                keys[u] = tiles;
+                values[u] = tiles + side;
+                continue;
+            }
             keys[u] = unit.keys();
             values[u] = whole || scaled ? unit.values() : copy_written(unit, written, spare);
             if (!scaled) continue;
@@ -283,7 +290,7 @@ inline void run_task(const PagedJob& job, const AttendTask& task, char* memory) 
         for (int64_t c = 0; c < channels; c += lanes) all = add(all, load(queries + i * channels + c));
         query_sums[i] = sum(all);
     }
-    char* spare = scratch.take<char>(job.layout.side_bytes());
+    char* spare = scratch.take<char>(job.layout.spare_bytes());
     Products products(q, queries, scores, scratch);
     const float scale = 1.44269504f / __builtin_sqrtf(float(job.layout.head_dim));
     if (!task.part) clear(total, task.count, channels);

@@ -113,8 +113,8 @@ class RowProducts {
 
 template <class T>
 void attend_rows(const PagedJob& job, const AttendTask& task, char* scratch) {
-    if (job.layout.format == KvFormat::plain) run_task<T, RowProducts<T>>(job, task, scratch);
-    else run_task<T, RowProducts<int8_t>>(job, task, scratch);
+    if (job.layout.codes()) run_task<T, RowProducts<int8_t>>(job, task, scratch);
+    else run_task<T, RowProducts<T>>(job, task, scratch);
 }
 
 }  // namespace

@@ -109,7 +109,7 @@ class TileTask {
           positions_(scratch_.take<int32_t>(round_up(count_, most_queries))),
           own_(scratch_.take<float>(job.part_floats(most_queries)), most_queries, channels_),
           total_(scratch_.take<float>(task.part ? 0 : job.part_floats(count_)), count_, channels_),
-          spare_(scratch_.take<char>(job.layout.side_bytes())),
+          spare_(scratch_.take<char>(job.layout.spare_bytes())),
           form_(q_, positions_, scratch_) {
         for (int64_t i = 0; i < count_; i++) positions_[i] = int32_t(q_.position(i));
     }

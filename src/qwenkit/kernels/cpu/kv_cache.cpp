@@ -1,6 +1,6 @@
-// Writes new keys and values into their units: keys rotated, both rounded to 8 bits where asked.
+// Writes new keys and values into their units: keys rotated, both rounded to 8 or 4 bits where asked.
 #include "kernels.h"
-#include "rotary.h"
+#include "nibbles.h"
 
 namespace qwenkit::QWENKIT_LANES {
 namespace {
@@ -182,6 +182,11 @@ class Keeper {
     }
 
     void put(const KvUnit& unit, int64_t t, int64_t slot) {
+        if (l_.format == KvFormat::nibbles) {
+            put_nibble_key(job_, task_.head, t, key(t), unit, slot);
+            put_nibble_value(l_, value(t), unit, slot);
+            return;
+        }
         const T* key = turn(t, turned_);
         if (l_.format == KvFormat::plain) {
             put_key<T>(unit.keys(), key, l_.head_dim, slot);
@@ -197,7 +202,7 @@ class Keeper {
     bool put_16(const KvUnit& unit, int64_t first, int64_t slot) {
         const bool plain = l_.format == KvFormat::plain;
         const int64_t channels = l_.channels();
-        if (l_.head_dim % 16 || (plain && together<T> == 1)) return false;
+        if (l_.head_dim % 16 || l_.format == KvFormat::nibbles || (plain && together<T> == 1)) return false;
         fetch_to_write(unit.keys(), l_.side_bytes());
         fetch_to_write(unit.values(), l_.side_bytes());
         for (int64_t i = 0; i < 16; i++) {

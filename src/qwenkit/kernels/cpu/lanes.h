@@ -74,6 +74,7 @@ inline I low_nibbles(I a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
 inline I widen(const uint8_t* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
 inline I widen(const int8_t* p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)); }
 inline I widen(const uint16_t* p) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)); }
+inline I widen(const int16_t* p) { return _mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i*)p)); }
 inline V to_float(I a) { return _mm512_cvtepi32_ps(a); }
 inline I to_int(V a) { return _mm512_cvtps_epi32(a); }
 inline void store_bytes(int8_t* p, I a) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(a)); }
@@ -174,6 +175,7 @@ inline I low_nibbles(I a) { return _mm256_and_si256(a, _mm256_set1_epi8(15)); }
 inline I widen(const uint8_t* p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
 inline I widen(const int8_t* p) { return _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
 inline I widen(const uint16_t* p) { return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)); }
+inline I widen(const int16_t* p) { return _mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i*)p)); }
 inline V to_float(I a) { return _mm256_cvtepi32_ps(a); }
 inline I to_int(V a) { return _mm256_cvtps_epi32(a); }
 inline void store_bytes(int8_t* p, I a) {

@@ -110,8 +110,10 @@ NB_MODULE(_cpu, m) {
         .def("copy", &PagedLayer::copy, Free());
     nb::class_<PagedLayout>(m, "PagedLayout")
         .def("__init__", [](PagedLayout* l, int64_t blocks, int64_t block_size, int64_t heads, int64_t kv_heads,
-                            int64_t head_dim, int type, int format) {
-            new (l) PagedLayout{blocks, block_size, heads, kv_heads, head_dim, Dtype(type), KvFormat(format)};
+                            int64_t head_dim, int type, int format, Address key_form, Address angles,
+                            bool keeps_angles) {
+            new (l) PagedLayout{blocks, block_size, heads, kv_heads, head_dim, Dtype(type), KvFormat(format),
+                                at<float>(key_form), at<int16_t>(angles), keeps_angles};
         })
         .def_prop_ro("bytes", &PagedLayout::bytes);
 

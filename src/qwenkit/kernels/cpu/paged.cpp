@@ -1,6 +1,7 @@
 #include "paged.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <stdexcept>
@@ -59,6 +60,20 @@ void check(const PagedJob& job, int64_t tokens) {
         if (most >= job.layout.blocks)
             refuse(r, "names block " + std::to_string(int32_t(most)) + " of " + std::to_string(job.layout.blocks));
     }
+}
+
+// The angles of new tokens, in all layers the same: of the first one alone.
+void keep_angles(const PagedJob& job) {
+    const PagedLayout& l = job.layout;
+    for (int64_t r = 0; r < job.rows; r++)
+        for (int64_t t = job.offsets[r]; t < job.offsets[r + 1]; t++) {
+            const int64_t at = job.starts[r] + t - job.offsets[r];
+            int16_t* to = l.angles + job.place(r, at / unit_tokens) * l.angle_count() + at % unit_tokens;
+            for (int64_t j = 0; j < job.rotary / 2; j++, to += 2 * unit_tokens) {
+                to[0] = int16_t(std::lrint(job.cos[t * job.rotary + j] * 32767));
+                to[unit_tokens] = int16_t(std::lrint(job.sin[t * job.rotary + j] * 32767));
+            }
+        }
 }
 
 struct Wave {  // some tokens of every row: what is kept first, and the ends of its tasks
@@ -157,6 +172,7 @@ struct Plan {
 
 void run_paged(PagedJob job, int64_t tokens) {
     check(job, tokens);
+    if (job.layout.keeps_angles) keep_angles(job);
     const Kernels& k = active_kernels();
     const bool tiles = active_isa() == Isa::amx && job.layout.type == Dtype::bf16;
     const auto attend = tiles ? amx::attend : k.attend;
@@ -199,10 +215,15 @@ void copy_blocks(const PagedLayout& layout, char* memory, const std::vector<int6
                                             std::to_string(layout.blocks) + ".");
     const int64_t per = layout.units_per_block();
     for (size_t i = 0; i < sources.size(); i++)
-        for (int64_t u = 0; u < per; u++)
+        for (int64_t u = 0; u < per; u++) {
+            if (layout.keeps_angles)
+                std::memcpy(layout.angles + (targets[i] * per + u) * layout.angle_count(),
+                            layout.angles + (sources[i] * per + u) * layout.angle_count(),
+                            size_t(layout.angle_count()) * sizeof(int16_t));
             for (int64_t head = 0; head < layout.kv_heads; head++)
                 std::memcpy(memory + layout.offset(targets[i] * per + u, head),
                             memory + layout.offset(sources[i] * per + u, head), size_t(layout.head_bytes()));
+        }
 }
 
 }  // namespace qwenkit
