@@ -10,7 +10,7 @@ import re
 import pytest
 import torch
 from gptq_unpacking import one
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tiny_sources import settings
@@ -55,6 +55,7 @@ def test_the_choice_is_the_best_there_is(units, room):
     assert sum(option.cost for option in chosen) == pytest.approx(min(fitting), abs=1e-9)
 
 
+@example([1000000, 1000000, 1000000, 1000001], 8000002)
 @given(st.lists(st.integers(10**6, 10**8), min_size=4, max_size=12), st.integers(0, 10**9))
 def test_large_sizes_stay_within_the_room(sizes, extra):
     units = [[Option(size, 1.0), Option(2 * size + 1, 0.0)] for size in sizes]

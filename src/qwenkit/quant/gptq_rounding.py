@@ -3,8 +3,9 @@
 Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", 2022
 (arXiv 2210.17323), with the settings of the original (reference: finetune section 6). Different from there: a
 group's scale is chosen for the values its columns have when their turn comes, is rounded to float16 before
-anything is rounded with it, and may clip where that lowers the error; columns that calibration never excited
-are rounded to nearest, not set to zero. Knows tensors only.
+anything is rounded with it, and may clip where that lowers the error; the most excited columns come first,
+even where those of a group stay neighbours (whole groups then, and within each); columns that calibration
+never excited are rounded to nearest, not set to zero. Knows tensors only.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from qwenkit.kernels.rounding import MOST_LINES, Lines
 _STRIP = 512  # rows or columns that large matrices are worked on at once
 _PIECE = 1 << 20  # elements
 _CLIPS = tuple(1 - 0.05 * step for step in range(7))
+_LEAST_SCALE = 2.0**-24  # the smallest float16
 _DAMPINGS = 4  # attempts, each ten times the one before
 
 
@@ -73,8 +75,19 @@ class RoundedWeight:
         return (self.codes.float() - zeros) * scales
 
 
-def round_weight(weight: Tensor, hessian: Tensor, rounding: Rounding) -> RoundedWeight:
+def round_weight(
+    weight: Tensor,
+    hessian: Tensor,
+    rounding: Rounding,
+    *,
+    groups: Tensor | None = None,
+    grid: RoundedWeight | None = None,
+) -> RoundedWeight:
     """weight: float [out, in]; hessian: float32 [in, in], the mean of x x^T over calibration inputs x.
+
+    groups: which group each input is in, int [in], all of them of `rounding.group`, by default as `rounding`
+    says; grid: an earlier rounding whose groups, scales and zeros are kept. Groups come in the order in which
+    calibration excites them, and so do the inputs of each: the last ones have little left to mend with.
 
     Raises UnsupportedError for a group that does not divide, numbers that are not finite, a Hessian that no
     damping makes positive definite, and scales beyond float16.
@@ -84,24 +97,25 @@ def round_weight(weight: Tensor, hessian: Tensor, rounding: Rounding) -> Rounded
     _check_finite(weight, "The weight holds")
     _check_finite(hessian, "The second moments of the layer's inputs hold")
     group = columns if rounding.group == -1 else rounding.group
-    order = (
-        torch.argsort(hessian.diagonal(), descending=True) if rounding.act_order else torch.arange(columns)
-    )
+    if groups is None:
+        groups = _groups(hessian.diagonal(), group, rounding) if grid is None else grid.group_of_column
+    order = _order(hessian.diagonal(), groups.long())
     rest = weight.detach().float().t()[order].contiguous()  # [in, out]: a column of the weight is one line
     carry, damping = _carry(hessian, order, rounding.damping)
     share = carry.diagonal().square().reciprocal()[:, None]  # what an error of a column costs
     codes = torch.empty(columns, rows, dtype=torch.uint8)
-    scales = torch.empty(columns // group, rows)
-    zeros = torch.empty(columns // group, rows)
+    scales, zeros = torch.empty(columns // group, rows), torch.empty(columns // group, rows)
+    if grid is not None:
+        scales, zeros = grid.scales.float().clamp(min=_LEAST_SCALE), grid.zeros.float()
     for first in range(0, columns, MOST_LINES):
         last = min(first + MOST_LINES, columns)
         errors = torch.empty(last - first, rows)
         lines = Lines(rest[first:last], carry[first:last, first:last].contiguous(), codes[first:last], errors)
         at = first
         while at < last:
-            of = at // group
-            end = (of + 1) * group
-            if at == of * group:
+            of = int(groups[order[at]])
+            end = (at // group + 1) * group
+            if at % group == 0 and grid is None:
                 # Columns beyond these lines have not met their errors yet.
                 ahead = rest[at:end].clone()
                 if end > last and at > first:
@@ -111,16 +125,31 @@ def round_weight(weight: Tensor, hessian: Tensor, rounding: Rounding) -> Rounded
             lines.round(at - first, until - first, scales[of], zeros[of], rounding.bits)
             at = until
         rest[last:].addmm_(carry[first:last, last:].t(), errors, alpha=-1)
-    place = torch.argsort(order)
     result = RoundedWeight(
-        codes[place].t().contiguous(),
+        codes[torch.argsort(order)].t().contiguous(),
         scales.half(),
         zeros.to(torch.uint8),
-        (place // group).int(),
+        groups.int(),
         math.nan,
         damping,
     )
     return replace(result, error=output_error(weight, result.dequantize(), hessian))
+
+
+def _groups(excited: Tensor, group: int, rounding: Rounding) -> Tensor:
+    """Which group each column is in [in]: neighbours, or with act_order those excited alike."""
+    position = torch.arange(len(excited))
+    if rounding.act_order:
+        position = torch.argsort(torch.argsort(excited, descending=True))
+    return position // group
+
+
+def _order(excited: Tensor, group_of_column: Tensor) -> Tensor:
+    """The columns group by group, the most excited groups first, and in each the most excited columns."""
+    of_group = torch.zeros(int(group_of_column.max()) + 1).index_add_(0, group_of_column, excited)
+    columns = torch.argsort(excited, descending=True, stable=True)
+    rank = torch.argsort(torch.argsort(of_group, descending=True, stable=True))
+    return columns[torch.argsort(rank[group_of_column[columns]], stable=True)]
 
 
 def round_to_grid(weight: Tensor, rounding: Rounding) -> RoundedWeight:
@@ -246,7 +275,7 @@ def _grid(columns: Tensor, share: Tensor, rounding: Rounding) -> tuple[Tensor, T
 def _scale(low: Tensor, high: Tensor, rounding: Rounding) -> tuple[Tensor, Tensor]:
     """As the original's quantizer (reference: model section 10), the scale as float16 will hold it."""
     top = (1 << rounding.bits) - 1
-    scale = ((high - low) / top).half().float().clamp(min=2.0**-24)
+    scale = ((high - low) / top).half().float().clamp(min=_LEAST_SCALE)
     if not bool(torch.isfinite(scale).all()):
         raise UnsupportedError("A weight is too large for float16 scales.", "Keep the layer in 16 bits.")
     if rounding.symmetric:
@@ -254,7 +283,7 @@ def _scale(low: Tensor, high: Tensor, rounding: Rounding) -> tuple[Tensor, Tenso
     zero = (-low / scale).round()
     # Stored minus one, a zero of 0 would be read as 0 by some engines and as 16 by others: leave it out.
     none = zero < 1
-    scale = torch.where(none, (high / (top - 1)).half().float().clamp(min=2.0**-24), scale)
+    scale = torch.where(none, (high / (top - 1)).half().float().clamp(min=_LEAST_SCALE), scale)
     return scale, zero.clamp(1, top)
 
 

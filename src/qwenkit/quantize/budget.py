@@ -71,10 +71,9 @@ def choose(units: Sequence[Sequence[Option]], room: int) -> list[int]:
     if left < 0:
         raise RequestError(f"{room} bits for layers of at least {sum(least)}.", "Give a larger budget.")
     more = [[option.bits - low for option in options] for options, low in zip(units, least, strict=True)]
-    left = min(left, sum(max(sizes) for sizes in more))
     step = math.gcd(*(size for sizes in more for size in sizes)) or 1
-    step = max(step, -(-left // _STEPS))
-    places = left // step + 1
+    step = max(step, -(-min(left, sum(map(max, more))) // _STEPS))
+    places = min(left // step, sum(-(-max(sizes) // step) for sizes in more)) + 1
     best = np.zeros(places)
     taken = np.zeros((len(units), places), dtype=np.int16)
     for number, (options, sizes) in enumerate(zip(units, more, strict=True)):
