@@ -18,16 +18,17 @@ _HOMES = {
     "Qwen": "qwenkit.engine",
     "Tokenizer": "qwenkit.text",
     "SamplingParams": "qwenkit.core",
+    "Grammar": "qwenkit.core",
     "Completion": "qwenkit.core",
     "Delta": "qwenkit.core",
     "Message": "qwenkit.core",
     "QwenkitError": "qwenkit.core",
 }
 
-__all__ = ["Completion", "Delta", "Message", "Qwen", "QwenkitError", "SamplingParams", "Tokenizer"]
+__all__ = ["Completion", "Delta", "Grammar", "Message", "Qwen", "QwenkitError", "SamplingParams", "Tokenizer"]
 
 if TYPE_CHECKING:
-    from qwenkit.core import Completion, Delta, Message, QwenkitError, SamplingParams
+    from qwenkit.core import Completion, Delta, Grammar, Message, QwenkitError, SamplingParams
     from qwenkit.engine import Qwen
     from qwenkit.text import Tokenizer
 

@@ -20,6 +20,7 @@ from qwenkit.core.errors import (
     UnsupportedError,
 )
 from qwenkit.core.generation import DEFAULT_SYSTEM, GenerationConfig
+from qwenkit.core.grammar import Grammar
 from qwenkit.core.messages import History, Message, Role, ToolCall
 from qwenkit.core.sampling import SamplingParams
 
@@ -34,6 +35,7 @@ __all__ = [
     "DownloadError",
     "FinishReason",
     "GenerationConfig",
+    "Grammar",
     "History",
     "Message",
     "QwenkitError",

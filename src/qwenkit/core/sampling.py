@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from qwenkit.core.errors import RequestError
+from qwenkit.core.grammar import Grammar
 
 _NO_BIAS: Mapping[int, float] = {}
 
@@ -30,6 +31,7 @@ class SamplingParams:
     n: independent continuations of one prompt.
     logprobs: None returns none; k >= 0 returns the chosen token's log probability and the k likeliest.
     logit_bias: token id -> value in [-100, 100] added to its logit.
+    grammar: what the text must look like; tokens that would break it are never chosen.
 
     Raises RequestError for a value outside its range.
     """
@@ -49,6 +51,7 @@ class SamplingParams:
     n: int = 1
     logprobs: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=lambda: _NO_BIAS)
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         stop: object = self.stop  # a bare string is what people write for one stop
@@ -73,6 +76,10 @@ class SamplingParams:
         for token, bias in self.logit_bias.items():
             _check("logit_bias token id", token, 0, 2**31, whole=True)
             _check("logit_bias value", bias, -100, 100)
+        if self.grammar is not None and not isinstance(self.grammar, Grammar):
+            raise RequestError(
+                f"grammar is {self.grammar!r:.60}.", "Give a Grammar, as Grammar.json_schema(...)."
+            )
 
     def with_defaults(self, defaults: SamplingParams) -> SamplingParams:
         """Fill every None from `defaults`; what is set here wins."""

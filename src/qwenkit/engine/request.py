@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from qwenkit.core.completion import Completion, Timings, Usage
-from qwenkit.core.errors import ContextLengthError, RequestError
+from qwenkit.core.errors import ContextLengthError, RequestError, UnsupportedError
 from qwenkit.core.sampling import SamplingParams
 from qwenkit.engine.sequence import TokenSequence
 from qwenkit.engine.vocabulary import Vocabulary
@@ -50,6 +50,8 @@ class Request:
         vocabulary.check(self.prompt_ids, name)
         vocabulary.check(params.logit_bias, "logit_bias")
         vocabulary.check(params.stop_token_ids, "stop_token_ids")
+        if params.grammar is not None:
+            raise UnsupportedError("Grammars are not enforced yet.", "Leave the grammar out.")
         limit, what = config.context_length, "context of this model"
         if cache_tokens is not None and cache_tokens < limit:
             limit, what = cache_tokens, "KV cache (cache_tokens)"
