@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from qwenkit.core import UnsupportedError
 from qwenkit.kernels import native
-from qwenkit.kernels.rounding import MOST_LINES, Lines
+from qwenkit.kernels.rounding import MOST_LINES, Lines, group_grid
 
 
 @contextlib.contextmanager
@@ -105,3 +106,64 @@ def test_what_does_not_fit_is_refused():
         made(*dyadic(129, 8, 0))
     with pytest.raises(UnsupportedError, match="Lines 2 to 5 of 4"):
         made(values, carry).round(2, 5, torch.ones(8), torch.zeros(8), 4)
+
+
+def best_grid(values, share, bits, symmetric, clip):
+    """Every candidate range of one output, in Python's own doubles but for the float16 of the scale."""
+    top = 2**bits - 1
+    low, high = min(0.0, *values), max(0.0, *values)
+    if symmetric:
+        low, high = -max(-low, high), max(-low, high)
+    if low == high:
+        low, high = -1.0, 1.0
+    found = []
+    for step in range(7 if clip else 1):
+        kept = 1 - 0.05 * step
+        scale = max(float(np.float16((high - low) * kept / top)), 2.0**-24)
+        zero = (top + 1) // 2
+        if not symmetric:
+            zero = round(-low * kept / scale)
+            if zero < 1:
+                zero, scale = 1, max(float(np.float16(high * kept / (top - 1))), 2.0**-24)
+            zero = min(zero, top)
+        codes = [min(max(round(value / scale) + zero, 0), top) for value in values]
+        cost = sum(
+            s * (value - (code - zero) * scale) ** 2
+            for s, value, code in zip(share, values, codes, strict=True)
+        )
+        found.append((cost, scale, zero))
+    return found
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    count=st.integers(2, 40),
+    outputs=st.integers(1, 130),
+    bits=st.sampled_from([4, 8]),
+    symmetric=st.booleans(),
+    clip=st.booleans(),
+)
+def test_the_grid_is_the_cheapest_of_all_candidates(seed, count, outputs, bits, symmetric, clip):
+    generator = torch.Generator().manual_seed(seed)
+    lines = torch.randn(count, outputs, generator=generator)
+    lines[:, 0] = 0
+    share = torch.rand(count, generator=generator) + 0.1
+    for name in native.available_isas():
+        with forced(name):
+            scales, zeros = group_grid(lines, share, bits, symmetric=symmetric, clip=clip)
+        for output in {0, outputs // 2, outputs - 1}:
+            candidates = best_grid(lines[:, output].tolist(), share.tolist(), bits, symmetric, clip)
+            known = {(scale, zero): cost for cost, scale, zero in candidates}
+            chosen = min(
+                known,
+                key=lambda one: abs(one[0] - float(scales[output])) + abs(one[1] - float(zeros[output])),
+            )
+            assert float(scales[output]) == pytest.approx(chosen[0], rel=1e-3), name  # a float16 next to it
+            assert abs(float(zeros[output]) - chosen[1]) <= 1
+            assert known[chosen] <= min(known.values()) * 1.01 + 1e-9
+
+
+def test_a_scale_beyond_float16_is_infinite(isa):
+    lines = torch.tensor([[1e6, 1.0], [-1e6, -1.0]])
+    scales, _ = group_grid(lines, torch.ones(2), 4, symmetric=True, clip=True)
+    assert scales.isinf().tolist() == [True, False]

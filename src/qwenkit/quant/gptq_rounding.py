@@ -17,12 +17,10 @@ import torch
 from torch import Tensor
 
 from qwenkit.core import UnsupportedError
-from qwenkit.kernels.rounding import MOST_LINES, Lines
+from qwenkit.kernels.rounding import LEAST_SCALE, MOST_LINES, Lines, group_grid
 
 _STRIP = 512  # rows or columns that large matrices are worked on at once
 _PIECE = 1 << 20  # elements
-_CLIPS = tuple(1 - 0.05 * step for step in range(7))
-_LEAST_SCALE = 2.0**-24  # the smallest float16
 _DAMPINGS = 4  # attempts, each ten times the one before
 
 
@@ -102,11 +100,11 @@ def round_weight(
     order = _order(hessian.diagonal(), groups.long())
     rest = weight.detach().float().t()[order].contiguous()  # [in, out]: a column of the weight is one line
     carry, damping = _carry(hessian, order, rounding.damping)
-    share = carry.diagonal().square().reciprocal()[:, None]  # what an error of a column costs
+    share = carry.diagonal().square().reciprocal()  # what an error of a column costs
     codes = torch.empty(columns, rows, dtype=torch.uint8)
     scales, zeros = torch.empty(columns // group, rows), torch.empty(columns // group, rows)
     if grid is not None:
-        scales, zeros = grid.scales.float().clamp(min=_LEAST_SCALE), grid.zeros.float()
+        scales, zeros = grid.scales.float().clamp(min=LEAST_SCALE), grid.zeros.float()
     for first in range(0, columns, MOST_LINES):
         last = min(first + MOST_LINES, columns)
         errors = torch.empty(last - first, rows)
@@ -164,7 +162,7 @@ def round_to_grid(weight: Tensor, rounding: Rounding) -> RoundedWeight:
     lines = weight.detach().float().t().contiguous()
     codes = torch.empty(columns, rows, dtype=torch.uint8)
     scales, zeros = torch.empty(columns // group, rows), torch.empty(columns // group, rows)
-    even = torch.ones(group, 1)
+    even = torch.ones(group)
     for of, first in enumerate(range(0, columns, group)):
         part = lines[first : first + group]
         scales[of], zeros[of] = _grid(part, even, rounding)
@@ -253,38 +251,13 @@ def _invert(upper: Tensor) -> None:
 
 
 def _grid(columns: Tensor, share: Tensor, rounding: Rounding) -> tuple[Tensor, Tensor]:
-    """Scale and zero, each [out], for columns [n, out]; share [n, 1]: the cost of a squared error in each."""
-    low, high = columns.amin(0).clamp(max=0), columns.amax(0).clamp(min=0)
-    if rounding.symmetric:
-        high = torch.maximum(-low, high)
-        low = -high
-    empty = high == low
-    low, high = torch.where(empty, -1.0, low), torch.where(empty, 1.0, high)
-    best_cost = torch.full_like(low, math.inf)
-    best_scale, best_zero = torch.empty_like(low), torch.empty_like(low)
-    for clip in _CLIPS if rounding.clip else _CLIPS[:1]:
-        scale, zero = _scale(low * clip, high * clip, rounding)
-        code = _codes(columns, scale, zero, rounding.bits)
-        cost = ((columns - (code - zero) * scale).square_() * share).sum(0)
-        better = cost < best_cost
-        for best, new in ((best_cost, cost), (best_scale, scale), (best_zero, zero)):
-            torch.where(better, new, best, out=best)
-    return best_scale, best_zero
-
-
-def _scale(low: Tensor, high: Tensor, rounding: Rounding) -> tuple[Tensor, Tensor]:
-    """As the original's quantizer (reference: model section 10), the scale as float16 will hold it."""
-    top = (1 << rounding.bits) - 1
-    scale = ((high - low) / top).half().float().clamp(min=_LEAST_SCALE)
-    if not bool(torch.isfinite(scale).all()):
+    """Scale and zero, each [out], for columns [n, out]; share [n]: the cost of a squared error in each."""
+    scales, zeros = group_grid(
+        columns, share, rounding.bits, symmetric=rounding.symmetric, clip=rounding.clip
+    )
+    if not bool(torch.isfinite(scales).all()):
         raise UnsupportedError("A weight is too large for float16 scales.", "Keep the layer in 16 bits.")
-    if rounding.symmetric:
-        return scale, torch.full_like(scale, (top + 1) // 2)
-    zero = (-low / scale).round()
-    # Stored minus one, a zero of 0 would be read as 0 by some engines and as 16 by others: leave it out.
-    none = zero < 1
-    scale = torch.where(none, (high / (top - 1)).half().float().clamp(min=_LEAST_SCALE), scale)
-    return scale, zero.clamp(1, top)
+    return scales, zeros
 
 
 def _codes(values: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:

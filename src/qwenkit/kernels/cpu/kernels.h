@@ -53,6 +53,7 @@ struct Kernels {
     void (*draw)(const DrawJob&, void* scratch, int64_t first, int64_t last);
     void (*likely)(const LikelyJob&, void* scratch, int64_t first, int64_t last);
     void (*round)(const RoundingJob&, int64_t first_strip, int64_t last_strip);
+    void (*grid)(const GridJob&, int64_t first_strip, int64_t last_strip);
 };
 
 #define QWENKIT_DECLARE_KERNELS(SET)                          \
@@ -75,6 +76,7 @@ struct Kernels {
     void draw(const DrawJob&, void*, int64_t, int64_t);       \
     void likely(const LikelyJob&, void*, int64_t, int64_t);   \
     void round(const RoundingJob&, int64_t, int64_t);         \
+    void grid(const GridJob&, int64_t, int64_t);              \
     }
 QWENKIT_DECLARE_KERNELS(avx2)
 QWENKIT_DECLARE_KERNELS(avx512)

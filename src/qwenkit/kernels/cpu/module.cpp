@@ -149,6 +149,13 @@ NB_MODULE(_cpu, m) {
         const GateJob job{at<void>(up), at<void>(gate), at<void>(y), columns, up_row, gate_row, y_row, Dtype(type)};
         run_rows(job, active_kernels().gate, rows, columns);
     }, Free());
+    m.def("grid", [](Address lines, Address share, Address scales, Address zeros, int64_t count, int64_t outputs,
+                     int clips, int top, bool symmetric) {
+        const GridJob job{at<float>(lines), at<float>(share), at<float>(scales), at<float>(zeros), count, outputs, clips,
+                          top, symmetric};
+        const int64_t strips = (outputs + rounding_strip - 1) / rounding_strip;
+        run_rows(job, active_kernels().grid, strips, rounding_strip * count * clips);
+    }, Free());
     m.def("round", [](Address lines, Address carry, Address scales, Address zeros, Address codes, Address errors,
                       int64_t first, int64_t last, int64_t count, int64_t outputs, int top) {
         const RoundingJob job{at<float>(lines), at<float>(carry), at<float>(scales), at<float>(zeros),

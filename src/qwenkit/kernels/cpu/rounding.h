@@ -1,4 +1,5 @@
-// Rounding the lines of a weight one after the other, carrying the error of each on to those after it.
+// Rounding the lines of a weight one after the other, carrying the error of each on to those after it; and the
+// scales to round to.
 #pragma once
 #include <cstdint>
 
@@ -17,6 +18,16 @@ struct RoundingJob {
     float* errors;       // [count, outputs], divided by the diagonal of carry
     int64_t first, last, count, outputs;
     float top;
+};
+
+// The scale and zero of each output for lines [count, outputs] of a group: those of least cost, sum of share [i]
+// times the squared error of line i, among its range clipped in `clips` steps of a twentieth. Scales are float16.
+struct GridJob {
+    const float *lines, *share;
+    float *scales, *zeros;  // [outputs]
+    int64_t count, outputs;
+    int clips, top;
+    bool symmetric;
 };
 
 }  // namespace qwenkit
