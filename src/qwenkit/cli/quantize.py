@@ -54,7 +54,7 @@ def quantize(
     length: Annotated[int, typer.Option(min=1, help="Tokens each of them is cut to.")] = 1024,
     damping: Annotated[
         float, typer.Option(min=0.0, help="Share of the mean second moment added to each.")
-    ] = 0.01,
+    ] = 0.05,
     dtype: Annotated[
         Literal["bfloat16", "float32"], typer.Option(help="Of the computation, not of the result.")
     ] = "bfloat16",
