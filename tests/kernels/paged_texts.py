@@ -8,9 +8,10 @@ import random
 import torch
 from torch import Tensor
 
+from qwenkit.kernels.key_form import KeyForm
 from qwenkit.kernels.native_paged import NativePagedLayer
-from qwenkit.kernels.nibbles import KeyForm, TorchNibbleLayer
-from qwenkit.kernels.paged import PagedLayer, PagedShape, RaggedRows, TorchPagedLayer
+from qwenkit.kernels.nibbles import TorchNibbleLayer
+from qwenkit.kernels.paged import FORMED, PagedLayer, PagedShape, RaggedRows, TorchPagedLayer
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -40,20 +41,24 @@ def written_out(
     return out
 
 
-def key_form(shape: PagedShape) -> KeyForm:
-    """Centers far larger than random keys, and steps of many sizes."""
+def key_form(shape: PagedShape) -> KeyForm | None:
+    """Centers far larger than random keys, and steps of many sizes; of 8 bits powers of two and no center."""
+    if shape.format not in FORMED:
+        return None
     g = torch.Generator().manual_seed(7)
     size = shape.kv_heads, shape.head_dim
     center = 3 * torch.randn(size, generator=g)
-    return KeyForm(center, 2 ** (2 * torch.rand(size, generator=g) - 1))
+    form = KeyForm(center, 2 ** (2 * torch.rand(size, generator=g) - 1))
+    return form if shape.format == "int4" else KeyForm(torch.zeros(size), form.in_powers_of_two().step)
 
 
 def native_layer(shape: PagedShape) -> NativePagedLayer:
-    return NativePagedLayer(shape, key_form(shape) if shape.format == "int4" else None)
+    return NativePagedLayer(shape, key_form(shape))
 
 
 def torch_layer(shape: PagedShape) -> TorchPagedLayer:
-    return TorchNibbleLayer(shape, keys=key_form(shape)) if shape.format == "int4" else TorchPagedLayer(shape)
+    kind = TorchNibbleLayer if shape.format == "int4" else TorchPagedLayer
+    return kind(shape, keys=key_form(shape))
 
 
 class Text:

@@ -106,7 +106,7 @@ def test_long_texts_agree_with_torch(isa, dtype, format, window):
 
 @pytest.mark.parametrize("spread", [1, 6])
 @pytest.mark.parametrize("format", ["int8", "int8-affine"])
-def test_attention_of_codes_adds_no_error_to_rounding_its_result(isa, format, spread):
+def test_attention_of_codes_adds_little_error_to_rounding_its_result(isa, format, spread):
     """Against float64 over the very codes that are kept; some tokens have far larger keys and values."""
     shape = PagedShape(32, 32, 4, 2, 128, torch.bfloat16, format)
     (text,) = texts(shape, [700])
@@ -125,10 +125,11 @@ def test_attention_of_codes_adds_no_error_to_rounding_its_result(isa, format, sp
             if format == "int8"
             else (cells + 128) * scales[..., None] + minima[..., None]
         )
+        keys = keys * key_form(shape).step[head // 2]
         scores = (q[:, head] @ keys.T / 128**0.5).masked_fill(later, -torch.inf)
         want[:, head] = scores.softmax(-1) @ values
     rounding = want.bfloat16().double() - want
-    assert (got - want).square().mean() < 1.001 * rounding.square().mean()
+    assert (got - want).square().mean() < 1.01 * rounding.square().mean()
 
 
 @pytest.mark.parametrize("window", [None, 300])
@@ -186,7 +187,8 @@ def test_what_is_kept_is_what_torch_keeps(isa, dtype, d, format):
             if format == "float":
                 assert torch.equal(cell, x[:, head])
                 continue
-            codes, scale, minimum = (t[:, head] for t in quantize_kv(x, format))
+            parts = x.float() / key_form(shape).step if i == 0 else x
+            codes, scale, minimum = (t[:, head] for t in quantize_kv(parts, format))
             assert torch.equal(scales[i], scale[:, 0])
             assert torch.equal(cell.int() + 128, codes.int())
             if format == "int8-affine":

@@ -9,7 +9,8 @@ from typing import cast
 
 import torch
 
-from qwenkit.kernels.nibbles import KeyForm
+from qwenkit.kernels.key_form import KeyForm
+from qwenkit.kernels.paged import KVFormat
 from qwenkit.model import Block, CausalLM
 
 SAMPLES = 128
@@ -17,8 +18,11 @@ SAMPLES = 128
 
 
 @torch.inference_mode()
-def key_forms(model: CausalLM) -> list[KeyForm]:
-    """One a layer, on the CPU; the normed hidden states of text are taken to be as random ones."""
+def key_forms(model: CausalLM, format: KVFormat) -> list[KeyForm]:
+    """For a cache of a format of FORMED, one a layer, on the CPU.
+
+    The normed hidden states of text are taken to be as random ones.
+    """
     shape = model.shape
     weight = model.transformer.wte.weight
     samples = torch.randn(SAMPLES, shape.hidden_size, generator=torch.Generator().manual_seed(0))
@@ -30,5 +34,7 @@ def key_forms(model: CausalLM) -> list[KeyForm]:
         block = cast(Block, module)
         qkv = block.attn.c_attn(samples * block.ln_1.weight).cpu()
         q, k, _ = qkv.view(SAMPLES, -1, shape.head_dim).split(split, dim=1)
-        forms.append(KeyForm.of_samples(q[1:], k[1:], k[0], shape.rotary_dim))
+        center = k[0] if format == "int4" else torch.zeros_like(k[0])  # of 8 bits, keys keep their bias
+        form = KeyForm.of_samples(q[1:], k[1:], center, shape.rotary_dim)
+        forms.append(form if format == "int4" else form.in_powers_of_two())
     return forms

@@ -18,7 +18,7 @@ from qwenkit.engine.ngrams import NgramLookup
 from qwenkit.engine.paged_cache import BLOCK_TOKENS, PagedCache, kv_token_bytes
 from qwenkit.engine.speculate import Speculator
 from qwenkit.engine.threads import uses_native_pool
-from qwenkit.kernels.paged import KV_FORMATS, KVFormat
+from qwenkit.kernels.paged import FORMED, KV_FORMATS, KVFormat
 from qwenkit.model import CausalLM, ModelConfig
 
 USUAL_CACHE_BYTES = 2 << 30
@@ -121,7 +121,7 @@ def make_cache(model: CausalLM, options: EngineOptions) -> PagedCache:
         device=weight.device,
         block_size=options.block_tokens,
         windows=options.windows(config.num_layers),
-        key_forms=key_forms(model) if format == "int4" else None,
+        key_forms=key_forms(model, format) if format in FORMED else None,
     )
 
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from qwenkit.engine.blocks import BlockCopy
 from qwenkit.engine.scheduler import Step
 from qwenkit.kernels import paged_layer
+from qwenkit.kernels.key_form import KeyForm
 from qwenkit.kernels.native_stack import NativeStack
-from qwenkit.kernels.nibbles import GROUP, KeyForm
+from qwenkit.kernels.nibbles import GROUP
 from qwenkit.kernels.paged import KVFormat, PagedLayer, PagedShape, RaggedRows
 from qwenkit.model import ModelConfig, TokenBatch
 from qwenkit.model.rope import rotary_table
@@ -28,7 +29,7 @@ class PagedCache:
     """`blocks` blocks of `block_size` tokens for every layer of a model.
 
     dtype: what the model computes in. windows: tokens each layer may look back, itself included; None: all.
-    key_forms: of int4 alone, what the keys of each layer have in common.
+    key_forms: of the formats FORMED, what the keys of each layer have in common.
     Memory is reserved at once and, on a CPU, taken from the system as blocks are first written.
     """
 

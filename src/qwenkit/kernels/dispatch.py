@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from qwenkit.kernels import native, native_sampling, reference, reference_sampling
+from qwenkit.kernels.key_form import KeyForm
 from qwenkit.kernels.native_paged import NativePagedLayer, why_not
-from qwenkit.kernels.nibbles import KeyForm, TorchNibbleLayer
+from qwenkit.kernels.nibbles import TorchNibbleLayer
 from qwenkit.kernels.paged import PagedLayer, PagedShape, TorchPagedLayer
 from qwenkit.kernels.reference_sampling import Chosen, Draw, Likely
 
@@ -65,13 +66,14 @@ def paged_layer(
 ) -> PagedLayer:
     """The keys and values of one layer; `kernel` of the result says which implementation it is.
 
-    Of int4 alone, keys: what its keys have in common; beside: a layer from here that is computed before.
+    keys: of the formats FORMED, what its keys have in common. beside: of int4 alone, a layer from here
+    that is computed before.
     """
     if torch.device(device).type == "cpu" and why_not(shape) is None:
         return NativePagedLayer(shape, keys, beside if isinstance(beside, NativePagedLayer) else None)
     if shape.format == "int4":
         return TorchNibbleLayer(shape, device, keys, beside if isinstance(beside, TorchNibbleLayer) else None)
-    return TorchPagedLayer(shape, device)
+    return TorchPagedLayer(shape, device, keys)
 
 
 def choose_tokens(

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from qwenkit.core import UnsupportedError
 from qwenkit.kernels import native
-from qwenkit.kernels.nibbles import KeyForm, check_form
-from qwenkit.kernels.paged import PagedLayer, PagedShape, RaggedRows
+from qwenkit.kernels.key_form import KeyForm
+from qwenkit.kernels.paged import PagedLayer, PagedShape, RaggedRows, formed
 
 FORMATS = {"float": 0, "int8": 1, "int8-affine": 2, "int4": 3}  # KvFormat in cpu/attention.h
 UNIT = 32  # tokens stored together
@@ -52,13 +52,11 @@ class NativePagedLayer(PagedLayer):
         ):
             raise UnsupportedError(f"{shape} is no shape of a cache.")
         self.shape = shape
-        self._form: Tensor | None = None
+        form = formed(shape, keys)
+        self._form = None if form is None else form.padded()
         self._angles: Tensor | None = None
         self._keeps_angles = False
         if shape.format == "int4":
-            keys = keys or KeyForm.plain(shape)
-            check_form(keys, shape)
-            self._form = keys.padded()
             self._keeps_angles = beside is None
             if beside is None:
                 self._angles = native.huge(shape.blocks * shape.block_size * (shape.head_dim // 2) * 4)

@@ -1,65 +1,23 @@
 """Keys and values in 4 bits: what is taken from keys before, the rounding, and a layer of it in plain torch.
 
-32 channels of a token share a scale and a minimum of bfloat16, 5 bits a channel in all. A few channels of
-keys are far larger than the others by the bias of their projection, which is the same for all tokens and
-turns with the position; what is left still differs by channel. So keys are kept without that bias, each
-channel in steps of its own, and mixed by a Hadamard matrix (as QuaRot, arXiv:2404.00456); reading undoes
-all three.
+32 channels of a token share a scale and a minimum of bfloat16, 5 bits a channel in all. Keys are kept without
+the center of their KeyForm, each channel in its steps, and mixed by a Hadamard matrix (as QuaRot,
+arXiv:2404.00456); reading undoes all three.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from qwenkit.core import UnsupportedError
 from qwenkit.kernels import reference
+from qwenkit.kernels.key_form import KeyForm
 from qwenkit.kernels.paged import PagedShape, RaggedRows, TorchPagedLayer, _zeros
 
 GROUP = 32  # channels of a scale
 ANGLE = 32767  # a kept cosine or sine of 1
-
-
-@dataclass(frozen=True, eq=False)
-class KeyForm:
-    """What the keys of a layer's heads have in common: float32 [kv_heads, head_dim] each.
-
-    center: the key of an input of zeros, before rotation. step: by which channels are divided, positive.
-    """
-
-    center: Tensor
-    step: Tensor
-
-    @classmethod
-    def plain(cls, shape: PagedShape) -> KeyForm:
-        """Nothing in common."""
-        size = shape.kv_heads, shape.head_dim
-        return cls(torch.zeros(size), torch.ones(size))
-
-    @classmethod
-    def of_samples(cls, queries: Tensor, keys: Tensor, center: Tensor, rotary: int) -> KeyForm:
-        """From some tokens' queries [n, heads, d] and keys [n, kv_heads, d] before rotation.
-
-        An error of a key's channel costs in proportion to the size of queries there, so steps are as the root
-        of how much larger keys (without center) are than queries; alike in both channels of a rotated pair.
-        """
-        n, kv_heads, d = keys.shape
-        sizes = []
-        for x in (keys.float() - center.float(), queries.float().view(n, kv_heads, -1, d).transpose(1, 2)):
-            size = x.square().flatten(0, x.dim() - 3).mean(0)  # [kv_heads, d]
-            first, second = size[:, : rotary // 2], size[:, rotary // 2 : rotary]
-            sizes.append(torch.cat((first + second, first + second, 2 * size[:, rotary:]), dim=1))
-        step = (sizes[0] / sizes[1]) ** 0.25
-        return cls(center.float(), torch.where((step > 0) & step.isfinite(), step, 1))
-
-    def padded(self) -> Tensor:
-        """float32 [kv_heads, 2, whole groups of channels]: steps, then 1; center, then 0."""
-        pad = (0, -self.step.shape[-1] % GROUP)
-        sides = (torch.nn.functional.pad(x, pad, value=v) for x, v in ((self.step, 1.0), (self.center, 0.0)))
-        return torch.stack(tuple(sides), dim=1).contiguous()
 
 
 def mix(x: Tensor) -> Tensor:
@@ -111,7 +69,9 @@ class TorchNibbleLayer(TorchPagedLayer):
         self._keeps_angles = beside is None
         own = _zeros((slots, 2, shape.head_dim // 2) if beside is None else (0,), torch.int16, device)
         self._angles: Tensor = own if beside is None else beside._angles
-        self._step, self._center = (keys or KeyForm.plain(shape)).padded().to(device).unbind(1)
+        form = keys or KeyForm.plain(shape.kv_heads, shape.head_dim)
+        form.check(shape.kv_heads, shape.head_dim, centered=True)
+        self._step, self._center = form.padded().to(device).unbind(1)
         self._rotary = 0
 
     @property
@@ -169,12 +129,3 @@ class TorchNibbleLayer(TorchPagedLayer):
             x = (mix(x) * (self._step / GROUP))[..., :d] + turned
         values: Tensor = x[..., :d].to(self.shape.dtype)
         return values
-
-
-def check_form(keys: KeyForm, shape: PagedShape) -> None:
-    """Raises UnsupportedError for a form of other heads, or with steps that nothing can be divided by."""
-    size = shape.kv_heads, shape.head_dim
-    if keys.center.shape != size or keys.step.shape != size or not bool((keys.step > 0).all()):
-        raise UnsupportedError(
-            f"The form of keys is for {tuple(keys.step.shape)}, or has a step of 0, not {size}."
-        )

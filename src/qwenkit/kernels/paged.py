@@ -20,14 +20,17 @@ from torch import Tensor
 
 from qwenkit.core import UnsupportedError
 from qwenkit.kernels import reference
+from qwenkit.kernels.key_form import KeyForm
 
 KVFormat = Literal["float", "int8", "int8-affine", "int4", "int8-original"]
 """float: the dtype of the model. int8: codes of a token and head times one scale (symmetric). int8-affine:
-times a scale, plus a minimum. int4: see nibbles.py. int8-original: the scheme of 2023 (reference: model
-section 7), one scale and zero for a head over all tokens that a step adds to a text, cast by truncation; kept
-for parity."""
+times a scale, plus a minimum. Both keep keys by the steps of a KeyForm. int4: see nibbles.py. int8-original:
+the scheme of 2023 (reference: model section 7), one scale and zero for a head over all tokens that a step
+adds to a text, cast by truncation; kept for parity."""
 
 KV_FORMATS: tuple[KVFormat, ...] = get_args(KVFormat)
+FORMED: tuple[KVFormat, ...] = ("int8", "int8-affine", "int4")
+"""Formats that keep keys by what they have in common."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +142,12 @@ class PagedLayer(ABC):
 class TorchPagedLayer(PagedLayer):
     """PagedLayer in plain torch, on any device: readable, slow, the oracle for the compiled one."""
 
-    def __init__(self, shape: PagedShape, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, shape: PagedShape, device: torch.device | str = "cpu", keys: KeyForm | None = None
+    ) -> None:
         self.shape = shape
+        form = formed(shape, keys)
+        self._key_step = None if form is None else form.step.to(device)
         slots = (shape.blocks * shape.block_size, shape.kv_heads)
         stored = shape.dtype if shape.format == "float" else torch.uint8
         # Keys, then values; a slot never written is never read, but zeros keep a masked NaN out.
@@ -217,6 +224,8 @@ class TorchPagedLayer(PagedLayer):
         if self.shape.format == "float":
             self._stored[which][slots] = x
             return
+        if which == 0 and self._key_step is not None:
+            x = x.float() / self._key_step
         codes, scale, minimum = quantize_kv(x, self.shape.format)
         self._stored[which][slots] = codes
         self._planes[which][0, slots], self._planes[which][1, slots] = scale, minimum
@@ -227,7 +236,23 @@ class TorchPagedLayer(PagedLayer):
             return stored
         scale, minimum = self._planes[which][:, slots]
         values: Tensor = scale * stored.float() + minimum
+        if which == 0 and self._key_step is not None:
+            values = values * self._key_step
         return values.to(self.shape.dtype)
+
+
+def formed(shape: PagedShape, keys: KeyForm | None) -> KeyForm | None:
+    """The form by which a layer keeps keys, plain if none is given; None of formats that have none.
+
+    Raises UnsupportedError for a form that does not suit the shape.
+    """
+    if shape.format not in FORMED:
+        if keys is not None:
+            raise UnsupportedError(f"Keys in {shape.format} take no form.", f"Choose of {', '.join(FORMED)}.")
+        return None
+    form = keys or KeyForm.plain(shape.kv_heads, shape.head_dim)
+    form.check(shape.kv_heads, shape.head_dim, centered=shape.format == "int4")
+    return form
 
 
 def _int32(values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:

@@ -27,9 +27,11 @@ struct PagedLayout {
     int64_t heads, kv_heads, head_dim;
     Dtype type;
     KvFormat format;
-    // Of 4 bits alone. Steps, then center of the keys of each head, in whole tiles of channels; the angles of each
-    // unit, [head_dim / 2][cos, sin][32 tokens], and whether this layer keeps them, for itself and later ones.
+    // Of 8 and 4 bits: steps, then center of the keys of each head, in whole tiles of channels. Of 8 bits, steps are
+    // powers of two by which keys are divided and queries multiplied, and there is no center.
     const float* key_form = nullptr;
+    // Of 4 bits alone: the angles of each unit, [head_dim / 2][cos, sin][32 tokens], and whether this layer keeps
+    // them, for itself and later ones.
     int16_t* angles = nullptr;
     bool keeps_angles = false;
 

@@ -61,14 +61,16 @@ struct Queries {
         const V factor = rounded(set(job.logn[t]), turned);
         for (int64_t c = 0; c < l.channels(); c += lanes) store(turned + c, mul(load(turned + c), factor));
     }
-    // The same as float32 in whole tiles of channels.
+    // The same as float32 in whole tiles of channels, times the steps of keys of 8 bits.
     template <class T>
     void read(int64_t i, float* out) const {
         const PagedLayout& l = job.layout;
+        const float* steps = l.codes() ? l.key_steps(task.head) : nullptr;
         T turned[most_channels];
         for (int64_t c = l.head_dim; c < l.channels(); c++) turned[c] = T{};
         turn(i, turned);
-        for (int64_t c = 0; c < l.channels(); c += lanes) store(out + c, load(turned + c));
+        for (int64_t c = 0; c < l.channels(); c += lanes)
+            store(out + c, steps ? mul(load(turned + c), load(steps + c)) : load(turned + c));
     }
 };
 

@@ -94,24 +94,23 @@ class CodeTiles {
     // Queries as tiles of 64 channels, zeros at the end: high bytes of 16, then low ones; or of all the few.
     void read() {
         const int64_t d = q_.job.layout.head_dim, count = q_.task.count;
-        alignas(64) bf16 turned[most_channels];
-        for (int64_t c = d; c < channels_; c++) turned[c] = bf16{};
+        alignas(64) float query[most_channels];
         __builtin_memset(queries_, 0, size_t(round_up(count, most) / most * query_bytes_));
         for (int64_t i = 0; i < count && i < 8; i++) fetch(q_.source<bf16>(i), d);
         for (int64_t i = 0; i < count; i++) {
             if (i + 8 < count) fetch(q_.source<bf16>(i + 8), d);
-            q_.turn(i, turned);
-            split(turned, i, queries_ + i / 16 * query_bytes_ + i % 16 * 64);
+            q_.read<bf16>(i, query);
+            split(query, i, queries_ + i / 16 * query_bytes_ + i % 16 * 64);
         }
     }
-    void split(const bf16* turned, int64_t i, int8_t* line) {
+    void split(const float* query, int64_t i, int8_t* line) {
         V most_bits = zero();
         I all = izero();
         for (int64_t c = 0; c < channels_; c += 16)
-            most_bits = larger_bits(most_bits, floats(iand(bits(load(turned + c)), iset(0x7fffffff))));
+            most_bits = larger_bits(most_bits, floats(iand(bits(load(query + c)), iset(0x7fffffff))));
         const V up = sub(set(14), exponents_of(floats(iset(int(max_unsigned(bits(most_bits)))))));
         for (int64_t c = 0; c < channels_; c += 16) {
-            const I v = to_int(min(scale2(load(turned + c), up), set(32639)));
+            const I v = to_int(min(scale2(load(query + c), up), set(32639)));
             int8_t* at = line + c / 64 * 2048 + c % 64;
             store_bytes(at, right_signed<8>(iadd(v, iset(128))));
             store_bytes(at + low_ * 64, v);

@@ -10,12 +10,16 @@ template <class C> constexpr int64_t together = 1;
 template <> constexpr int64_t together<bf16> = 2;
 template <> constexpr int64_t together<int8_t> = 4;
 
-// Codes are kept around zero, 128 below the unsigned ones: small, and signed bytes multiply.
+// x by steps, if there are some. Codes are kept around zero, 128 below the unsigned ones: small, and signed bytes
+// multiply.
 template <class T>
-void quantize(const T* x, int64_t n, KvFormat format, int8_t* codes, float* scale, float* minimum) {
+void quantize(const T* x, const float* steps, int64_t n, KvFormat format, int8_t* codes, float* scale, float* minimum) {
     alignas(64) float floats[most_channels];
-    for (int64_t i = 0; i < n; i += lanes)
-        n - i < lanes ? store_part(floats + i, load_part(x + i, n - i), n - i) : store(floats + i, load(x + i));
+    for (int64_t i = 0; i < n; i += lanes) {
+        V v = n - i < lanes ? load_part(x + i, n - i) : load(x + i);
+        if (steps) v = div(v, load(steps + i));
+        n - i < lanes ? store_part(floats + i, v, n - i) : store(floats + i, v);
+    }
     for (int64_t i = n; i < round_up(n, lanes); i++) floats[i] = floats[0];
     V low = load(floats), high = low, broken = zero();
     for (int64_t i = 0; i < n; i += lanes) {
@@ -173,11 +177,11 @@ class Keeper {
         return turned;
     }
     const int8_t* round_key(const KvUnit& unit, const T* key, int64_t slot, int8_t* codes) const {
-        quantize(key, l_.head_dim, l_.format, codes, unit.key_scales() + slot, unit.key_minima() + slot);
+        quantize(key, l_.key_steps(task_.head), l_.head_dim, l_.format, codes, unit.key_scales() + slot, unit.key_minima() + slot);
         return codes;
     }
     const int8_t* round_value(const KvUnit& unit, const T* value, int64_t slot, int8_t* codes) const {
-        quantize(value, l_.head_dim, l_.format, codes, unit.value_scales() + slot, unit.value_minima() + slot);
+        quantize(value, nullptr, l_.head_dim, l_.format, codes, unit.value_scales() + slot, unit.value_minima() + slot);
         return codes;
     }
 

@@ -1,7 +1,7 @@
 // Keys and values of 4 bits: how a token is rounded into its unit, and how a unit becomes tiles again.
 //
 // 32 channels of a token share a scale and a minimum of bf16 and lie in 16 bytes, the first 16 channels in the low
-// halves. Keys are kept as KeyForm (kernels/nibbles.py) says: without their head's rotated center, in steps of their
+// halves. Keys are kept as KeyForm (kernels/key_form.py) says: without their head's rotated center, in steps of their
 // channel, mixed by a Hadamard matrix of 32. The center turns with the position, whose angles a cache keeps once for
 // all its layers, in units of 1 / 32767.
 #pragma once
