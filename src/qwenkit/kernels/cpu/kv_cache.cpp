@@ -10,14 +10,15 @@ template <class C> constexpr int64_t together = 1;
 template <> constexpr int64_t together<bf16> = 2;
 template <> constexpr int64_t together<int8_t> = 4;
 
-// x by steps, if there are some. Codes are kept around zero, 128 below the unsigned ones: small, and signed bytes
-// multiply.
+// x times factors, if there are some. Codes are kept around zero, 128 below the unsigned ones: small, and signed
+// bytes multiply.
 template <class T>
-void quantize(const T* x, const float* steps, int64_t n, KvFormat format, int8_t* codes, float* scale, float* minimum) {
+void quantize(const T* x, const float* factors, int64_t n, KvFormat format, int8_t* codes, float* scale,
+              float* minimum) {
     alignas(64) float floats[most_channels];
     for (int64_t i = 0; i < n; i += lanes) {
         V v = n - i < lanes ? load_part(x + i, n - i) : load(x + i);
-        if (steps) v = div(v, load(steps + i));
+        if (factors) v = mul(v, load(factors + i));
         n - i < lanes ? store_part(floats + i, v, n - i) : store(floats + i, v);
     }
     for (int64_t i = n; i < round_up(n, lanes); i++) floats[i] = floats[0];
@@ -144,6 +145,8 @@ class Keeper {
         : job_(job), l_(job.layout), task_(task), start_(job.starts[task.row] - job.offsets[task.row]) {
         for (int64_t c = l_.head_dim; c < l_.channels(); c++)
             for (int64_t t = 0; t < 16; t++) turned_[t * l_.channels() + c] = T{}, codes_[t * l_.channels() + c] = 0;
+        for (int64_t c = 0; l_.codes() && c < l_.channels(); c += lanes)
+            store(inverse_steps_ + c, div(set(1), load(l_.key_steps(task.head) + c)));
     }
 
     // Rows of different tokens lie on different pages, and columns on many lines: all are asked for early.
@@ -177,7 +180,7 @@ class Keeper {
         return turned;
     }
     const int8_t* round_key(const KvUnit& unit, const T* key, int64_t slot, int8_t* codes) const {
-        quantize(key, l_.key_steps(task_.head), l_.head_dim, l_.format, codes, unit.key_scales() + slot, unit.key_minima() + slot);
+        quantize(key, inverse_steps_, l_.head_dim, l_.format, codes, unit.key_scales() + slot, unit.key_minima() + slot);
         return codes;
     }
     const int8_t* round_value(const KvUnit& unit, const T* value, int64_t slot, int8_t* codes) const {
@@ -237,6 +240,7 @@ class Keeper {
     const int64_t start_;
     alignas(64) T turned_[16 * most_channels];
     alignas(64) int8_t codes_[16 * most_channels];
+    alignas(64) float inverse_steps_[most_channels];  // exact
 };
 
 }  // namespace
