@@ -38,6 +38,8 @@ def batches(draw: st.DrawFn) -> dict:
     for _ in range(draw(st.integers(1, 6))):
         ids = torch.randperm(size, generator=g)[: draw(st.sampled_from([0, 1, 40]))].int().numpy()
         values = torch.randn(len(ids), generator=g).mul(scale).numpy()
+        share = draw(st.sampled_from([0.0, 0.003, 0.5, 0.99, 1.0]))
+        bits = np.packbits((torch.rand(-(-size // 32) * 32, generator=g) < share).numpy(), bitorder="little")
         draws.append(
             Draw(
                 row=draw(st.integers(0, rows - 1)),
@@ -47,6 +49,7 @@ def batches(draw: st.DrawFn) -> dict:
                 min_p=draw(st.sampled_from([0.0, 0.0, 0.02, 1.0, 1e-30])),
                 uniform=draw(st.one_of(st.sampled_from([0.0, LAST]), st.floats(0, LAST))),
                 edits=(ids, values) if draw(st.booleans()) else None,
+                allowed=bits.view(np.uint32) if draw(st.booleans()) else None,
             )
         )
     logits = logits.to(draw(st.sampled_from(DTYPES)))
@@ -148,6 +151,34 @@ def test_fewer_candidates_than_wanted(isa):
         assert native_sampling.choose(logits, [draw]) == reference_sampling.choose(logits, [draw])
 
 
+def bits_of(ids: list[int], size: int) -> np.ndarray:
+    mask = np.zeros(-(-size // 32), np.uint32)
+    for i in ids:
+        mask[i // 32] |= np.uint32(1 << i % 32)
+    return mask
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("ids", [[0], [699], [31, 32, 255, 256], list(range(700)), list(range(256, 512))])
+def test_allowed_ids_are_as_if_all_others_were_at_minus_infinity(isa, dtype, ids):
+    """Said by the logits themselves; edits of ids that are not allowed bring nothing back."""
+    logits = torch.randn(1, 700, generator=torch.Generator().manual_seed(4)).mul(3).to(dtype)
+    alone = torch.full_like(logits, -math.inf)
+    alone[0, ids] = logits[0, ids]
+    edits = np.array([5, 300, 650], np.int32), np.array([50.0, 60.0, 70.0], np.float32)
+    for at, token in enumerate(edits[0]):
+        if token in ids:
+            alone[0, token] = float(edits[1][at])
+    for rules in ({}, {"temperature": 1.0}, {"temperature": 0.7, "top_k": 3, "top_p": 0.9}):
+        for uniform in (0.0, 0.4, LAST):
+            draw = Draw(0, **rules, uniform=uniform, edits=edits, allowed=bits_of(ids, 700))
+            plain = Draw(0, **rules, uniform=uniform)
+            for kernels in (native_sampling, reference_sampling):
+                assert (
+                    kernels.choose(logits, [draw, draw]).tokens == kernels.choose(alone, [plain] * 2).tokens
+                )
+
+
 def test_what_does_not_fit_is_refused(isa):
     logits, one = torch.zeros(2, 8), np.ones(1, np.float32)
     for arguments in (
@@ -159,6 +190,9 @@ def test_what_does_not_fit_is_refused(isa):
         {"draws": [Draw(0, edits=(np.array([8], np.int32), one))]},
         {"draws": [Draw(0, edits=(np.array([-1], np.int32), one))]},
         {"draws": [Draw(0, edits=(np.array([1, 2], np.int32), one))]},
+        {"draws": [Draw(0, allowed=np.zeros(2, np.uint32))]},
+        {"draws": [Draw(0, allowed=np.zeros(1, np.int64))]},
+        {"draws": [Draw(0, allowed=np.zeros((1, 1), np.uint32))]},
     ):
         with pytest.raises(UnsupportedError):
             native_sampling.choose(logits, **arguments)

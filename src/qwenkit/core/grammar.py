@@ -51,7 +51,7 @@ class Grammar:
     @staticmethod
     def regex(pattern: str) -> Grammar:
         """Text that the regular expression matches from end to end, in the syntax of Rust's regex crate: no
-        look-around, no back references; a dot is no newline, \\d and \\w are those of Unicode."""
+        look-around, no back references; a dot is no newline, \\d and \\w are ASCII as in JavaScript."""
         _check_text(pattern, "regex")
         _check_size(pattern, "regex", MOST_RULE_BYTES)
         return Grammar("regex", pattern)

@@ -58,6 +58,11 @@ def check_schema(schema: Any) -> str:
     return text
 
 
+def places(schema: Any) -> Iterator[tuple[str, Any]]:
+    """The JSON pointer of every object and array of a schema that was checked, and what it is."""
+    return ((node.where, node.value) for node in _walk(schema))
+
+
 class _Node(NamedTuple):
     where: str
     value: Any

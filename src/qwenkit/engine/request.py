@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from qwenkit.core.completion import Completion, Timings, Usage
-from qwenkit.core.errors import ContextLengthError, RequestError, UnsupportedError
+from qwenkit.core.errors import ContextLengthError, RequestError
 from qwenkit.core.sampling import SamplingParams
 from qwenkit.engine.sequence import TokenSequence
 from qwenkit.engine.vocabulary import Vocabulary
@@ -40,9 +40,9 @@ class Request:
         """Fill `params` from `defaults` and check everything; `name` is how errors speak of the prompt.
 
         cache_tokens: what the KV cache holds at most, where that is less than the model's context.
-        Raises RequestError for an empty prompt or ids without text, ContextLengthError when prompt and
-        max_tokens exceed the context or the cache. A max_tokens that only the defaults ask for is lowered
-        to what fits; one the caller asked for never is.
+        Raises RequestError for an empty prompt, ids without text or a grammar that cannot be enforced,
+        ContextLengthError when prompt and max_tokens exceed the context or the cache. A max_tokens that only
+        the defaults ask for is lowered to what fits; one the caller asked for never is.
         """
         self.prompt_ids = tuple(prompt_ids)
         if not self.prompt_ids:
@@ -50,20 +50,21 @@ class Request:
         vocabulary.check(self.prompt_ids, name)
         vocabulary.check(params.logit_bias, "logit_bias")
         vocabulary.check(params.stop_token_ids, "stop_token_ids")
-        if params.grammar is not None:
-            raise UnsupportedError("Grammars are not enforced yet.", "Leave the grammar out.")
         limit, what = config.context_length, "context of this model"
         if cache_tokens is not None and cache_tokens < limit:
             limit, what = cache_tokens, "KV cache (cache_tokens)"
         max_tokens = _room(len(self.prompt_ids), params.max_tokens, defaults.max_tokens, limit, what, name)
         resolved = replace(params, max_tokens=max_tokens).with_defaults(defaults)
         self.params = resolved.with_defaults(NEUTRAL)
+        grammar = None if params.grammar is None else vocabulary.grammars.compile(params.grammar)
         self.ntk_alpha = ntk_alpha(len(self.prompt_ids), config.seq_length) if config.dynamic_ntk else 1.0
         self.max_tokens = max_tokens
         self.dropped_turns = dropped_turns
         self.cached_tokens = 0  # of the prompt, found in the cache
         self.sequences = [
-            TokenSequence(self.prompt_ids, self.params, vocabulary.tokenizer, end_ids=end_ids, index=i)
+            TokenSequence(
+                self.prompt_ids, self.params, vocabulary.tokenizer, end_ids=end_ids, index=i, grammar=grammar
+            )
             for i in range(self.params.n)
         ]
         self.arrived = time.monotonic()

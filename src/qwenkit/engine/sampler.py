@@ -1,9 +1,10 @@
 """Choosing tokens: the rules and the random stream of each text, and all rows of a step in one call.
 
 Order, that of the original and of transformers: logit bias, repetition penalty, presence and frequency
-penalties, temperature, top-k, top-p, min-p, draw. (vLLM differs in one place: it applies min-p before
-top-k and top-p.) Log probabilities are those of the untouched logits. What each rule means is defined in
-kernels/reference_sampling.py; a token depends on nothing but its own row and text.
+penalties, the grammar (what it forbids is at minus infinity from there on), temperature, top-k, top-p, min-p,
+draw. (vLLM differs in one place: it applies min-p before top-k and top-p.) Log probabilities are those of the
+untouched logits. What each rule means is defined in kernels/reference_sampling.py; a token depends on nothing
+but its own row and text.
 
 Knows nothing of stopping, and of text only its ids.
 """
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from qwenkit.core.errors import QwenkitError
 from qwenkit.core.sampling import SamplingParams
+from qwenkit.engine.grammar import Matcher
 from qwenkit.engine.penalties import Penalties
 from qwenkit.engine.speculate import verify
 from qwenkit.engine.vocabulary import Vocabulary
@@ -46,15 +48,23 @@ class Sampler:
     params must have no None left among the fields used here (see SamplingParams.with_defaults). The
     random numbers are Philox4x64 keyed by (seed, choice), one for each token that is not simply the best:
     they depend on nothing but the request. A seed of None draws one from the operating system.
+    matcher: says which ids its grammar lets through; whoever appends tokens to the text tells it.
     """
 
-    def __init__(self, params: SamplingParams, prompt_ids: tuple[int, ...], choice: int = 0) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt_ids: tuple[int, ...],
+        choice: int = 0,
+        matcher: Matcher | None = None,
+    ) -> None:
         self.params = params
         self.temperature = _resolved("temperature", params.temperature)
         self.top_p = _resolved("top_p", params.top_p)
         self.top_k = int(_resolved("top_k", params.top_k))
         self.min_p = _resolved("min_p", params.min_p)
         self._penalties = Penalties(params, prompt_ids)
+        self._matcher = matcher
         seed = secrets.randbits(64) if params.seed is None else params.seed % 2**64
         key = np.array([seed, choice], dtype=np.uint64)
         self._random = np.random.Generator(np.random.Philox(key=key))
@@ -70,21 +80,27 @@ class Sampler:
     def draws(self, logits: Tensor, rows: Rows) -> list[Draw]:
         """What decides the token after 0, 1, ... drafts; logits [b, vocab]."""
         draws = []
+        allowed = [None] * rows.count if self._matcher is None else self._matcher.allowed(rows.drafts)
         for i in range(rows.count):
             row = rows.first + i
             edits = self._penalties.edits(logits[row])
             if self.params.greedy:
-                draws.append(Draw(row, edits=edits))
+                draws.append(Draw(row, edits=edits, allowed=allowed[i]))
             else:
                 if i == len(self._ahead):
                     self._ahead.append(float(self._random.random()))
                 rules = self.temperature, self.top_k, self.top_p, self.min_p
-                draws.append(Draw(row, *rules, self._ahead[i], edits))
+                draws.append(Draw(row, *rules, self._ahead[i], edits, allowed[i]))
             if i < len(rows.drafts):
                 self._penalties.add(rows.drafts[i])
         for token in reversed(rows.drafts):
             self._penalties.undo(token)
         return draws
+
+    @property
+    def error(self) -> QwenkitError | None:
+        """Why no token can be chosen any more: the grammar was given up."""
+        return None if self._matcher is None else self._matcher.error
 
     def emit(self, tokens: Sequence[int]) -> None:
         """These were drawn: count them, and move on in the random stream."""
@@ -101,7 +117,8 @@ def choose(
 
     logits: [b, rows] of any float dtype. vocabulary: which of the rows are tokens; without it all are but
     those at minus infinity. All tokens are chosen in one call, and each is the one its text would get
-    alone. They are counted as emitted. A text with NaN or infinite logits gets an error instead.
+    alone. They are counted as emitted. A text with NaN or infinite logits, or whose grammar was given up,
+    gets an error instead.
     """
     draws = [draw for sampler, rows in turns for draw in sampler.draws(logits, rows)]
     chosen = choose_tokens(logits, draws, **_tokens_of(vocabulary))
@@ -110,7 +127,9 @@ def choose(
     for sampler, rows in turns:
         said = [next(tokens) for _ in range(rows.count)]
         run = verify(rows.drafts, said.__getitem__)
-        if run[-1] < 0:
+        if sampler.error is not None:
+            results.append(sampler.error)
+        elif run[-1] < 0:
             total = logits.shape[1] if vocabulary is None else vocabulary.size
             results.append(_not_finite(chosen.bad[rows.first + len(run) - 1], total))
         else:

@@ -14,6 +14,7 @@ from torch import Tensor
 from qwenkit.core.completion import Choice, Delta, FinishReason, TokenLogprob
 from qwenkit.core.errors import QwenkitError
 from qwenkit.core.sampling import SamplingParams
+from qwenkit.engine.grammar import CompiledGrammar
 from qwenkit.engine.sampler import Rows, Sampler, choose, log_probabilities
 from qwenkit.engine.vocabulary import Vocabulary
 from qwenkit.kernels.reference_sampling import Likely
@@ -24,7 +25,8 @@ class TokenSequence:
     """A continuation of `prompt_ids`, choice `index` of its request.
 
     params: fully resolved (max_tokens included). end_ids: the checkpoint's own end tokens, to which
-    params.stop_token_ids are added and which params.ignore_eos turns off.
+    params.stop_token_ids are added and which params.ignore_eos turns off. grammar: what the text must follow;
+    it ends where nothing may follow.
 
     A token leaves in a delta once its text may be seen, so what a stop string swallowed is never
     delivered. `text` and `token_ids` are at any time the concatenation of the deltas so far; with a stop
@@ -40,19 +42,21 @@ class TokenSequence:
         *,
         end_ids: Collection[int] = (),
         index: int = 0,
+        grammar: CompiledGrammar | None = None,
     ) -> None:
         if params.max_tokens is None:
             raise TypeError("TokenSequence needs resolved parameters: max_tokens is None.")
         self.prompt_ids = prompt_ids
         self.params = params
         self.index = index
-        self.sampler = Sampler(params, prompt_ids, index)
         self.sampled = 0
         self.last_token = prompt_ids[-1]
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | int | None = None
         self._max_tokens = params.max_tokens
         self._end_ids = frozenset(params.stop_token_ids) | frozenset(() if params.ignore_eos else end_ids)
+        self.matcher = None if grammar is None else grammar.matcher(self._end_ids)
+        self.sampler = Sampler(params, prompt_ids, index, self.matcher)
         self._tokenizer = tokenizer
         self._decoder = StreamDecoder(tokenizer, skip_special=True)
         self._stops = StopMatcher(params.stop)
@@ -93,12 +97,16 @@ class TokenSequence:
         self.last_token = token
         if token in self._end_ids:
             return self._finish("stop", token)
+        if self.matcher is not None:
+            self.matcher.accept(token)
         self._held.append((token, self._decoded, logprob))
         text = self._decoder.push(token)
         self._decoded += len(text)
         safe, stop = self._stops.push(text)
         if stop is not None:
             return self._end(safe, "stop", stop, keep_held=False)
+        if self.matcher is not None and self.matcher.finished:
+            return self._finish("stop", None, safe)
         if self.sampled >= self._max_tokens:
             return self._finish("length", None, safe)
         return self._deliver(safe) if safe else None

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from qwenkit.core.errors import ConfigError, RequestError
+from qwenkit.engine.grammar import GrammarCompiler
 from qwenkit.text import Tokenizer
 
 
@@ -28,6 +29,7 @@ class Vocabulary:
         self.tokenizer = tokenizer
         self.size = len(tokenizer)
         self.holes = frozenset(tokenizer.ids_without_text(self.size))
+        self.grammars = GrammarCompiler(tokenizer, self.size)
         self.hole_ids = torch.tensor(sorted(self.holes), dtype=torch.int32)
 
     def candidates(self, logits: Tensor) -> Tensor:

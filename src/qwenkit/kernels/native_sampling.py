@@ -15,13 +15,14 @@ from torch import Tensor
 
 from qwenkit.core.errors import UnsupportedError
 from qwenkit.kernels import native
-from qwenkit.kernels.reference_sampling import COLDEST, UNIT, Chosen, Draw, Likely, in_units
+from qwenkit.kernels.reference_sampling import COLDEST, UNIT, Allowed, Chosen, Draw, Likely, in_units
 
 # The structs of sampling.h.
 DRAW = np.dtype(
     [
         ("row", "i8"), ("top_k", "i8"), ("top_p", "u8"), ("uniform", "u8"), ("temperature", "f4"),
-        ("least", "f4"), ("first_edit", "i8"), ("last_edit", "i8"), ("token", "i8"), ("not_finite", "i8"),
+        ("least", "f4"), ("first_edit", "i8"), ("last_edit", "i8"), ("allowed", "u8"), ("token", "i8"),
+        ("not_finite", "i8"),
     ]
 )  # fmt: skip
 LIKELY = np.dtype(
@@ -37,6 +38,8 @@ def choose(
     ids, values, ends = [], [], [0]
     for d in draws:
         source.check(d.row, "A draw's row", len(logits))
+        if d.allowed is not None:
+            source.check_bits(d.allowed)
         if d.edits is not None:
             ids.append(d.edits[0])
             values.append(d.edits[1])
@@ -61,7 +64,8 @@ def _struct(d: Draw, first_edit: int, last_edit: int) -> tuple[int | float, ...]
     top_p, uniform = min(in_units(d.top_p), UNIT), min(in_units(d.uniform), UNIT - 1)
     temperature = max(d.temperature, COLDEST) if d.temperature else 0
     least = math.log(d.min_p) if d.min_p > 0 else -math.inf
-    return d.row, d.top_k, top_p, uniform, temperature, least, first_edit, last_edit, 0, 0
+    allowed = 0 if d.allowed is None else d.allowed.ctypes.data
+    return d.row, d.top_k, top_p, uniform, temperature, least, first_edit, last_edit, allowed, 0, 0
 
 
 def log_probabilities(
@@ -124,6 +128,13 @@ class _Source:
             count,
             native.TYPES[self.logits.dtype],
         )
+
+    def check_bits(self, allowed: Allowed) -> None:
+        words = -(-self.size // 32)
+        if allowed.dtype != np.uint32 or allowed.shape != (words,) or not allowed.flags.c_contiguous:
+            raise UnsupportedError(
+                f"Allowed ids are {allowed.shape} {allowed.dtype}; {words} uint32 in a row are needed."
+            )
 
     def check(self, index: int, what: str, end: int) -> None:
         if not 0 <= index < end:

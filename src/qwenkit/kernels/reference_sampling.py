@@ -24,6 +24,9 @@ from torch import Tensor
 Edits: TypeAlias = tuple[NDArray[np.int32], NDArray[np.float32]]
 """Ids, no two the same, and the logits to use for them instead of the row's."""
 
+Allowed: TypeAlias = NDArray[np.uint32]
+"""A bit for each id, the lowest bit of the first word first: whether it may be chosen. [ceil(size / 32)]."""
+
 Likely: TypeAlias = tuple[float, list[tuple[int, float]]]
 """Log probability of a token, and the likeliest (id, log probability), best first."""
 
@@ -41,6 +44,7 @@ _NUCLEUS_GUESSES = (256, 4096)
 class Draw:
     """All that decides one token: a row of logits, edits to it, the rules and a number in [0, 1).
 
+    allowed: the ids that the rules choose among, as if all others were at minus infinity; None: all.
     temperature 0 takes the best, the lowest id among equals; top_k 0, top_p 1 and min_p 0 cut nothing.
     """
 
@@ -51,6 +55,7 @@ class Draw:
     min_p: float = 0.0
     uniform: float = 0.0
     edits: Edits | None = None
+    allowed: Allowed | None = None
 
 
 class Chosen(NamedTuple):
@@ -80,6 +85,8 @@ def choose(
         if d.edits is not None:
             ids, values = (torch.from_numpy(part).to(row.device) for part in d.edits)
             row = row.index_copy(0, ids.long(), values)
+        if d.allowed is not None:
+            row = row.masked_fill(~mask_of(d.allowed, size).to(row.device), -torch.inf)
         if row.amax() == -torch.inf:
             chosen.bad[d.row] = size
             chosen.tokens.append(-1)
@@ -96,6 +103,12 @@ def candidates(row: Tensor, size: int, holes: Tensor | None) -> Tensor:
     """One row [rows] -> float32 [size], minus infinity at holes."""
     row = row[:size].float()
     return row if holes is None else row.index_fill(0, holes.to(row.device).long(), -torch.inf)
+
+
+def mask_of(allowed: Allowed, size: int) -> Tensor:
+    """Bits -> bool [size]."""
+    bits = np.unpackbits(allowed.astype("<u4", copy=False).view(np.uint8), count=size, bitorder="little")
+    return torch.from_numpy(bits).bool()
 
 
 def count_not_finite(logits: Tensor, size: int, holes: Tensor | None) -> list[int]:

@@ -179,6 +179,29 @@ void edit(Row& r, const DrawJob& job, const DrawRow& d) {
         if (r.edited[b]) find_best(r, b);
 }
 
+// Takes out the tokens whose bit is not set.
+void allow(Row& r, const uint32_t* allowed) {
+    constexpr int64_t per_block = block / 32;
+    const int64_t words = round_up(r.size, 32) / 32;
+    for (int64_t b = 0; b < r.blocks; b++) {
+        const int64_t first = b * per_block, last = first + per_block < words ? first + per_block : words;
+        uint32_t any = 0, all = ~uint32_t(0);
+        for (int64_t w = first; w < last; w++) {
+            any |= allowed[w];
+            all &= allowed[w];
+        }
+        if (all == ~uint32_t(0)) continue;
+        float* y = r.logit + b * block;
+        if (!any)
+            for (int64_t i = 0; i < block; i += lanes) store(y + i, set(-INFINITY));
+        else
+            for (int64_t w = first; w < last; w++)
+                for (int k = 0; k < 32; k++)
+                    if (!(allowed[w] >> k & 1)) r.logit[w * 32 + k] = -INFINITY;
+        find_best(r, b);
+    }
+}
+
 void find_best(Row& r) {
     r.best = -INFINITY;
     for (int64_t b = 0; b < r.blocks; b++) r.best = r.best_of[b] > r.best ? r.best_of[b] : r.best;
@@ -366,6 +389,7 @@ void draw(const DrawJob& job, void* memory, int64_t first, int64_t last) {
         d.not_finite = widen_row(r, job.from, d.row);
         if (d.not_finite) continue;
         edit(r, job, d);
+        if (d.allowed) allow(r, d.allowed);
         find_best(r);
         if (r.best == -INFINITY) {
             d.not_finite = r.size;

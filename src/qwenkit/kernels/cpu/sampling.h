@@ -24,6 +24,7 @@ struct DrawRow {  // its layout is that of native_sampling.DRAW
     float temperature;     // 0: the best token
     float least;           // the score below which min_p cuts; -inf: none
     int64_t first_edit, last_edit;
+    const uint32_t* allowed;  // a bit for each id, the lowest first; null: all
     int64_t token;         // result; -1 where there is none
     int64_t not_finite;    // result: NaN and infinities among the tokens' logits; all if there is no token
 };
