@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from qwenkit.cli.loading import State
 from qwenkit.cli.main import app
+from qwenkit.core import Grammar
 
 
 def generate(model: StandIn, *arguments: str, piped: str = "") -> Any:
@@ -66,3 +67,36 @@ def test_json_has_every_choice_and_the_bytes_of_split_characters() -> None:
 @pytest.mark.parametrize("arguments", [["--n", "2"], ["--logprobs", "0"]])
 def test_what_plain_text_cannot_show_needs_json(arguments: list[str]) -> None:
     assert generate(StandIn(), "-p", "x", *arguments).exit_code == 2
+
+
+def test_grammars_from_the_command_line(tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "null"}}}
+    file = tmp_path / "schema.json"
+    file.write_text(json.dumps(schema))
+    for arguments, grammar in (
+        (["--schema", str(file)], Grammar.json_schema(schema)),
+        (["--schema", json.dumps(schema)], Grammar.json_schema(schema)),
+        (["--regex", "[0-9]+"], Grammar.regex("[0-9]+")),
+        (["--choice", "yes", "--choice", "no"], Grammar.choice(["yes", "no"])),
+        (["--json-object"], Grammar.json_object()),
+        ([], None),
+    ):
+        model = StandIn()
+        assert generate(model, "-p", "x", *arguments).exit_code == 0
+        assert model.asked[0]["params"].grammar == grammar
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--schema", "{"], "not JSON"),
+        (["--schema", "absent.json"], "Cannot read absent.json"),
+        (["--schema", '{"$ref": "https://example.com"}'], "Nothing is fetched"),
+        (["--regex", "a", "--json-object"], "one of --schema"),
+        (["--choice", ""], "choice 0"),
+    ],
+)
+def test_wrong_grammars_are_usage_errors(arguments: list[str], words: str) -> None:
+    done = generate(StandIn(), "-p", "x", *arguments)
+    assert done.exit_code == 2
+    assert words in " ".join(done.stderr.replace("│", " ").split())

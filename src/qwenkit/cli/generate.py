@@ -28,6 +28,10 @@ def generate(
     max_tokens: options.MaxTokens = None,
     seed: options.Seed = None,
     stop: options.Stop = None,
+    schema: options.Schema = None,
+    regex: options.Regex = None,
+    choice: options.Choices = None,
+    json_object: options.JsonObject = False,
     n: Annotated[int, typer.Option("--n", help="Number of continuations; more than one needs --json.")] = 1,
     logprobs: Annotated[
         int | None, typer.Option(help="Log probabilities of this many likeliest tokens; needs --json.")

@@ -3,12 +3,15 @@ their names, so that a command only has to declare them."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from qwenkit.core import RequestError, SamplingParams
+from qwenkit.core import Grammar, RequestError, SamplingParams
 
 _MODEL = "Path of a checkpoint folder or GGUF file, a hub name (org/name), or demo, demo-0.5b, demo-1.5b."
 
@@ -38,6 +41,17 @@ Stop = Annotated[
         help="Text that ends the answer and is not part of it; may be repeated. A newline is $'\\n' in bash.",
     ),
 ]
+Schema = Annotated[
+    str | None,
+    typer.Option(metavar="FILE|JSON", help="The answer is JSON that this schema accepts."),
+]
+Regex = Annotated[
+    str | None, typer.Option(help="The answer matches this regular expression from end to end.")
+]
+Choices = Annotated[
+    list[str] | None, typer.Option("--choice", help="The answer is one of these; repeat the option.")
+]
+JsonObject = Annotated[bool, typer.Option("--json-object", help="The answer is any JSON object.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
 Dtype = Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")]
 Weights = Annotated[
@@ -74,9 +88,36 @@ def sampling_params(ctx: typer.Context) -> SamplingParams:
     names = {field.name for field in fields(SamplingParams)} & ctx.params.keys()
     given = {name: ctx.params[name] for name in names if ctx.params[name] not in (None, [])}
     try:
-        return SamplingParams(**{**given, "stop": tuple(given.get("stop", ()))})
+        grammar = _grammar(ctx)
+        return SamplingParams(**{**given, "stop": tuple(given.get("stop", ())), "grammar": grammar})
     except RequestError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def _grammar(ctx: typer.Context) -> Grammar | None:
+    """What --schema, --regex, --choice or --json-object ask for."""
+    makers: dict[str, Callable[[Any], Grammar]] = {
+        "schema": lambda given: Grammar.json_schema(_schema(given)),
+        "regex": Grammar.regex,
+        "choice": Grammar.choice,
+        "json_object": lambda _: Grammar.json_object(),
+    }
+    given = [name for name in makers if ctx.params.get(name) not in (None, [], (), False)]
+    if len(given) > 1:
+        raise typer.BadParameter("Give one of --schema, --regex, --choice and --json-object.")
+    return makers[given[0]](ctx.params[given[0]]) if given else None
+
+
+def _schema(given: str) -> Any:
+    """A schema written out, or the file it is in."""
+    written = given.lstrip().startswith("{")
+    try:
+        return json.loads(given if written else Path(given).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RequestError(f"Cannot read {given}: {error.strerror}.", "Give a file, or JSON.") from error
+    except (ValueError, RecursionError) as error:
+        where = "The schema" if written else given
+        raise RequestError(f"{where} is not JSON: {error}.", "Correct it.") from error
 
 
 def loading(ctx: typer.Context) -> dict[str, Any]:

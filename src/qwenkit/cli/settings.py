@@ -11,7 +11,7 @@ from typing import Any
 from qwenkit.core import GenerationConfig, RequestError, SamplingParams
 
 WINDOW = "max_window_size"
-_NOT_IN_CHAT = {"n", "logprobs"}  # a conversation goes on from one answer, and shows its text only
+_NOT_IN_CHAT = {"n", "logprobs", "grammar"}  # a conversation goes on from one answer and shows its text
 KEYS = (*(f.name for f in fields(SamplingParams) if f.name not in _NOT_IN_CHAT), WINDOW)
 
 # What users of the original type, and what it is called here.

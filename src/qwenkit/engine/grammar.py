@@ -267,6 +267,7 @@ def _source(grammar: Grammar) -> str:
     from llguidance import LLMatcher, regex_to_lark
 
     if grammar.kind == "json_schema":
+        _check_ranges(json.loads(grammar.text))
         overrides: Any = _SCHEMA
         return LLMatcher.grammar_from_json_schema(grammar.text, overrides=overrides)
     if grammar.kind == "lark":
@@ -275,6 +276,26 @@ def _source(grammar: Grammar) -> str:
         choices = json.loads(grammar.text)
         return LLMatcher.grammar_from_regex("|".join(_SPECIAL.sub(r"\\\g<0>", choice) for choice in choices))
     return LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(grammar.text, 'dw')}/")
+
+
+def _check_ranges(schema: Any) -> None:
+    """llguidance 1.9 lets a whole number through that such a range excludes."""
+    for place, part in places(schema):
+        if not isinstance(part, Mapping):
+            continue
+        excluded = [part.get("exclusiveMinimum"), part.get("exclusiveMaximum")]
+        bounds = [*excluded, part.get("minimum"), part.get("maximum")]
+        known = [bound for bound in bounds if isinstance(bound, (int, float))]
+        if (
+            len(known) > 1
+            and max(known) - min(known) < 1
+            and any(e is not None and e == int(e) for e in excluded)
+        ):
+            raise RequestError(
+                f"The JSON schema cannot be enforced at {place}: "
+                "a range narrower than 1 excludes a whole number.",
+                "Use minimum and maximum.",
+            )
 
 
 def _what(grammar: Grammar) -> str:
