@@ -30,6 +30,7 @@ from qwenkit.cli.merge import merge
 from qwenkit.cli.perplexity import perplexity
 from qwenkit.cli.pull import pull
 from qwenkit.cli.quantize import quantize
+from qwenkit.cli.serve import serve
 from qwenkit.cli.tokenize import tokenize
 from qwenkit.cli.vocab import vocab
 from qwenkit.core import QwenkitError
@@ -132,6 +133,7 @@ for command in (
     bench,
     perplexity,
     compare,
+    serve,
 ):
     app.command()(command)
 

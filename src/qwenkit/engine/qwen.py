@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor
@@ -355,6 +355,24 @@ class Qwen:
             )
 
     # From words to requests
+
+    def prompt_ids(
+        self, prompt: str | Sequence[int] | Sequence[Message], *, parse_special: bool = False
+    ) -> list[int]:
+        """The tokens of a prompt: a text as it stands, token ids, or messages in the chat template."""
+        if isinstance(prompt, str):
+            return self._encode(prompt, parse_special)
+        if prompt and isinstance(prompt[0], Message):
+            return messages_prompt(self.tokenizer, self.generation, cast(Sequence[Message], prompt))
+        return list(cast(Sequence[int], prompt))
+
+    def prepare(
+        self, prompt: str | Sequence[int] | Sequence[Message], params: SamplingParams | None = None
+    ) -> Request:
+        """A checked request for `engine.submit`, for who runs streams of its own (the server)."""
+        chat = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Message)
+        name = "The conversation" if chat else "The prompt"
+        return self._request(self.prompt_ids(prompt), params or SamplingParams(), chat=chat, name=name)
 
     def _deltas(self, request: Request) -> Iterator[Delta]:
         return iter(self.engine.submit(request, wait=True))

@@ -1,0 +1,92 @@
+"""`qwenkit serve`: an OpenAI-style API on a port."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from qwenkit.cli import options
+from qwenkit.cli.loading import chosen_model
+from qwenkit.core import UnsupportedError
+
+
+def serve(
+    ctx: typer.Context,
+    model: options.ModelArgument = None,
+    model_option: options.ModelOption = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+    ] = 8000,
+    served_name: Annotated[
+        list[str] | None,
+        typer.Option(help="What clients call the model; may be repeated. Its own name always works."),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keys that open the server, one a line.")
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(help="Let web pages of this origin ask; may be repeated.")
+    ] = None,
+    max_running: Annotated[int, typer.Option(min=1, help="Replies computed together.")] = 32,
+    max_queue: Annotated[int, typer.Option(min=0, help="Prompts that may wait; more get a 429.")] = 128,
+    max_choices: Annotated[int, typer.Option(min=1, help="Largest n of a request.")] = 16,
+    max_body: Annotated[int, typer.Option(min=1024, help="Largest body of a request, in bytes.")] = 4 << 20,
+    request_timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds a reply may take, waiting included.")
+    ] = 600.0,
+    drain_timeout: Annotated[
+        float, typer.Option(min=0, help="Seconds replies may go on after SIGTERM or Ctrl-C.")
+    ] = 30.0,
+    log_format: Annotated[Literal["text", "json"], typer.Option(help="Form of the log on stderr.")] = "text",
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], typer.Option(help="info has a line for every request.")
+    ] = "info",
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    weights: options.Weights = "auto",
+    head: options.Head = "auto",
+    kv_cache: options.KVCache = None,
+    cache_tokens: options.CacheTokens = None,
+    draft_model: options.DraftModel = None,
+    offline: options.Offline = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Serve a model with an OpenAI-style API.
+
+    API keys come from --api-key-file and from $QWENKIT_API_KEYS (comma separated); with none the server is
+    open to whoever reaches it. The engine runs in a process of its own and is restarted if it dies.
+    """
+    name = chosen_model(model, model_option)
+    if find_spec("fastapi") is None or find_spec("uvicorn") is None:
+        raise UnsupportedError(
+            "The server needs FastAPI and uvicorn, which are not installed.",
+            "Install the extra: pip install 'qwenkit[serve]'.",
+        )
+    from qwenkit.serve.keys import Keys
+    from qwenkit.serve.limits import Limits
+    from qwenkit.serve.messages import EngineConfig
+    from qwenkit.serve.server import serve as run
+    from qwenkit.serve.settings import ServeSettings
+
+    limits = Limits(max_queue=max_queue, n=max_choices, body_bytes=max_body, request_s=request_timeout)
+    engine = {**options.loading(ctx), "max_running": max_running, "max_waiting": max_running + max_queue}
+    settings = ServeSettings(
+        engine=EngineConfig(name, engine),
+        host=host,
+        port=port,
+        names=tuple(served_name or ()),
+        keys=Keys.read(api_key_file, os.environ),
+        limits=limits,
+        cors_origins=tuple(cors_origin or ()),
+        drain_s=drain_timeout,
+        log_format=log_format,
+        log_level=log_level,
+    )
+    run(settings, quiet=quiet)

@@ -1,0 +1,66 @@
+"""The HTTP application: routes, and what surrounds each of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+import qwenkit
+from qwenkit.serve import routes_chat, routes_completions, routes_models, routes_status
+from qwenkit.serve.access import Access
+from qwenkit.serve.errors import ServeError, on_http_exception, on_serve_error, on_validation_error
+from qwenkit.serve.keys import KeyCheck
+from qwenkit.serve.limits import BodyLimit
+from qwenkit.serve.service import Service
+
+
+def create_app(service: Service) -> FastAPI:
+    """The application over `service`; starts its engine with the server and stops it after."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await service.engine.start()
+        try:
+            yield
+        finally:
+            await service.engine.stop()
+
+    settings = service.settings
+    around = [Middleware(Access, metrics=service.metrics)]  # the outermost first
+    if settings.cors_origins:
+        around.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=list(settings.cors_origins),
+                allow_methods=["GET", "POST"],
+                allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
+                expose_headers=["X-Request-ID", "Retry-After"],
+            )
+        )
+    around += [
+        Middleware(KeyCheck, keys=settings.keys),
+        Middleware(BodyLimit, limit=settings.limits.body_bytes),
+    ]
+    app = FastAPI(
+        title="qwenkit",
+        version=qwenkit.__version__,
+        lifespan=lifespan,
+        middleware=around,
+        docs_url=None,  # its page fetches scripts from elsewhere; /openapi.json stays
+        redoc_url=None,
+        exception_handlers={
+            ServeError: on_serve_error,
+            RequestValidationError: on_validation_error,
+            HTTPException: on_http_exception,
+        },
+    )
+    app.state.service = service
+    for routes in (routes_chat, routes_completions, routes_models, routes_status):
+        app.include_router(routes.router)
+    return app

@@ -1,0 +1,175 @@
+"""How a reply is written: the JSON of chat and of text completions, whole and in chunks."""
+
+from __future__ import annotations
+
+import uuid
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from qwenkit.core import Delta, TokenLogprob, Usage
+from qwenkit.serve.logprobs import TextLogprobs, chat_logprobs, joined
+from qwenkit.serve.messages import Accepted
+
+Chunks = list[dict[str, Any]]
+
+
+@dataclass
+class Written:
+    """One choice, collected."""
+
+    text: str = ""
+    logprobs: list[TokenLogprob] | None = None
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """What every reply and every chunk of a request carries."""
+
+    model: str
+    created: int
+    fingerprint: str
+    kind: str
+    prefix: str
+    id: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "id", f"{self.prefix}-{uuid.uuid4().hex}")
+
+    def around(self, kind: str, choices: Chunks, **more: Any) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.fingerprint,
+            "choices": choices,
+            **more,
+        }
+
+
+class Format(Protocol):
+    """Choices are told apart by the number of their prompt and their own number in it."""
+
+    def opening(self, accepted: Sequence[Accepted]) -> Chunks:
+        """Chunks before any text."""
+
+    def chunk(self, prompt: int, delta: Delta) -> Chunks:
+        """Chunks for new text."""
+
+    def whole(self, accepted: Sequence[Accepted], written: dict[tuple[int, int], Written]) -> dict[str, Any]:
+        """The reply without a stream, but for its usage."""
+
+    def usage_chunk(self, usage: Usage) -> dict[str, Any]:
+        """The chunk of stream_options.include_usage."""
+
+
+def usage_json(usage: Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+class ChatFormat:
+    """chat.completion and chat.completion.chunk. usage: whether chunks say `"usage": null`, as OpenAI's do
+    where usage was asked for."""
+
+    def __init__(self, envelope: Envelope, n: int, *, usage: bool) -> None:
+        self._envelope = envelope
+        self._n = n
+        self._more: dict[str, Any] = {"usage": None} if usage else {}
+
+    def opening(self, accepted: Sequence[Accepted]) -> Chunks:
+        return [self._chunk(i, {"role": "assistant", "content": ""}) for i in range(self._n)]
+
+    def chunk(self, prompt: int, delta: Delta) -> Chunks:
+        chunks = []
+        logprobs = chat_logprobs(delta.logprobs) if delta.logprobs else None
+        if delta.text or logprobs:
+            chunks.append(self._chunk(delta.index, {"content": delta.text}, None, logprobs))
+        if delta.finish_reason is not None:
+            chunks.append(self._chunk(delta.index, {}, delta.finish_reason))
+        return chunks
+
+    def whole(self, accepted: Sequence[Accepted], written: dict[tuple[int, int], Written]) -> dict[str, Any]:
+        choices = [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                "logprobs": None if choice.logprobs is None else chat_logprobs(choice.logprobs),
+                "finish_reason": choice.finish_reason,
+            }
+            for (_, index), choice in sorted(written.items())
+        ]
+        return self._envelope.around("chat.completion", choices)
+
+    def usage_chunk(self, usage: Usage) -> dict[str, Any]:
+        return self._envelope.around("chat.completion.chunk", [], usage=usage_json(usage))
+
+    def _chunk(self, index: int, delta: Any, finish: str | None = None, logprobs: Any = None) -> Any:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        return self._envelope.around("chat.completion.chunk", [choice], **self._more)
+
+
+class TextFormat:
+    """text_completion. echo: the prompt comes first; logprobs: whether they were asked for."""
+
+    def __init__(self, envelope: Envelope, n: int, *, echo: bool, logprobs: bool, usage: bool) -> None:
+        self._envelope = envelope
+        self._n = n
+        self._echo = echo
+        self._logprobs = logprobs
+        self._more: dict[str, Any] = {"usage": None} if usage else {}
+        self._writers: dict[tuple[int, int], TextLogprobs] = defaultdict(TextLogprobs)
+
+    def opening(self, accepted: Sequence[Accepted]) -> Chunks:
+        if not self._echo:
+            return []
+        return [
+            self._chunk(prompt, index, *self._prompt(prompt, index, one))
+            for prompt, one in enumerate(accepted)
+            for index in range(self._n)
+        ]
+
+    def chunk(self, prompt: int, delta: Delta) -> Chunks:
+        logprobs = None
+        if self._logprobs and delta.logprobs:
+            logprobs = self._writers[prompt, delta.index].add(delta.logprobs)
+        return [self._chunk(prompt, delta.index, delta.text, logprobs, delta.finish_reason)]
+
+    def whole(self, accepted: Sequence[Accepted], written: dict[tuple[int, int], Written]) -> dict[str, Any]:
+        choices = []
+        for prompt, one in enumerate(accepted):
+            for index in range(self._n):
+                choice = written.get((prompt, index), Written(finish_reason="length"))
+                text, scores = self._prompt(prompt, index, one) if self._echo else ("", None)
+                logprobs = None
+                if self._logprobs:
+                    own = self._writers[prompt, index].add(choice.logprobs or [])
+                    logprobs = joined([own] if scores is None else [scores, own])
+                choices.append(
+                    self._choice(prompt, index, text + choice.text, logprobs, choice.finish_reason)
+                )
+        return self._envelope.around("text_completion", choices)
+
+    def usage_chunk(self, usage: Usage) -> dict[str, Any]:
+        return self._envelope.around("text_completion", [], usage=usage_json(usage))
+
+    def _prompt(self, prompt: int, index: int, accepted: Accepted) -> tuple[str, Any]:
+        scores = accepted.prompt_logprobs
+        return accepted.text, None if scores is None else self._writers[prompt, index].add(scores)
+
+    def _choice(self, prompt: int, index: int, text: str, logprobs: Any, finish: str | None) -> Any:
+        number = prompt * self._n + index
+        return {"index": number, "text": text, "logprobs": logprobs, "finish_reason": finish}
+
+    def _chunk(
+        self, prompt: int, index: int, text: str, logprobs: Any = None, finish: str | None = None
+    ) -> Any:
+        choice = self._choice(prompt, index, text, logprobs, finish)
+        return self._envelope.around("text_completion", [choice], **self._more)

@@ -1,0 +1,168 @@
+"""What the HTTP process and the engine's process say to each other. Plain frozen data, no behaviour.
+
+Every message about a request carries the `id` the HTTP process gave it. A request gets Accepted, then
+Pieces, then Done; or, at any point, Refused and nothing more. After Cancel nothing more need come.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from qwenkit.core import Delta, Message, SamplingParams, Timings, Usage
+
+Prompt: TypeAlias = str | tuple[int, ...] | tuple[Message, ...]
+"""Text as it stands, token ids, or a conversation that gets the template."""
+
+RefusalKind: TypeAlias = Literal["request", "unsupported", "context_length", "queue_full", "engine"]
+
+
+# To the engine
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """The first message: what to load; `options` are keyword arguments of Qwen.load."""
+
+    model: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Generate:
+    """prompt_logprobs: also tell how likely the prompt's own tokens are, with so many alternatives.
+    generate: False wants nothing but that."""
+
+    id: int
+    prompt: Prompt
+    params: SamplingParams
+    prompt_logprobs: int | None = None
+    generate: bool = True
+
+
+@dataclass(frozen=True)
+class Cancel:
+    id: int
+
+
+@dataclass(frozen=True)
+class Tokenize:
+    """parse_special: read `<|im_start|>` and the like in a text as control tokens."""
+
+    id: int
+    prompt: Prompt
+    parse_special: bool = False
+
+
+@dataclass(frozen=True)
+class Detokenize:
+    id: int
+    token_ids: tuple[int, ...]
+
+
+# From the engine
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What the HTTP process needs to know of a loaded model. `identity` names weights and number formats."""
+
+    name: str
+    context_length: int
+    is_chat: bool
+    max_running: int
+    identity: str
+    notice: str | None = None
+
+
+@dataclass(frozen=True)
+class Ready:
+    card: ModelCard
+
+
+@dataclass(frozen=True)
+class NotLoaded:
+    """The model cannot be loaded, for a reason that trying again does not change."""
+
+    problem: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class PromptToken:
+    """`logprob` is None for the first, which nothing precedes; `top` as in TokenLogprob."""
+
+    token_bytes: bytes
+    logprob: float | None
+    top: tuple[tuple[int, bytes, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The prompt was read and queued; `text` is how it reads."""
+
+    id: int
+    prompt_tokens: int
+    text: str
+    prompt_logprobs: tuple[PromptToken, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    id: int
+    delta: Delta
+
+
+@dataclass(frozen=True)
+class Done:
+    id: int
+    usage: Usage
+    timings: Timings
+
+
+@dataclass(frozen=True)
+class Refused:
+    id: int
+    kind: RefusalKind
+    problem: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    id: int
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Text:
+    id: int
+    text: str
+
+
+@dataclass(frozen=True)
+class EngineNumbers:
+    """Statistics: now waiting and running, blocks of the cache, and sums since the engine's start."""
+
+    waiting: int = 0
+    running: int = 0
+    requests: int = 0  # that the process holds, those still being tokenized included
+    preemptions: int = 0
+    steps: int = 0
+    tokens: int = 0
+    blocks_total: int = 0
+    blocks_used: int = 0
+    blocks_cached: int = 0
+    prefix_lookup_tokens: int = 0
+    prefix_hit_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Beat:
+    """Sent every second, and when what is running changes to nothing."""
+
+    numbers: EngineNumbers
+
+
+ToEngine: TypeAlias = EngineConfig | Generate | Cancel | Tokenize | Detokenize
+FromEngine: TypeAlias = Ready | NotLoaded | Accepted | Piece | Done | Refused | Tokens | Text | Beat

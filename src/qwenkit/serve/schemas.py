@@ -1,0 +1,254 @@
+"""What requests look like. Unknown fields are errors, and types are not bent to fit.
+
+A field of OpenAI's that is declared here either works, is documented as having no effect (user, metadata,
+...), or stands in UNSUPPORTED and is refused by name unless its value asks for nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from qwenkit.core import Grammar, RequestError, SamplingParams
+from qwenkit.serve.errors import ServeError, invalid
+from qwenkit.serve.limits import Limits
+
+UNSUPPORTED: dict[str, tuple[str, tuple[Any, ...]]] = {
+    # field: (what to say, values that ask for nothing and are let through)
+    "tools": ("Tool calls are not served yet.", ([],)),
+    "tool_choice": ("Tool calls are not served yet.", ("none", "auto")),
+    "parallel_tool_calls": ("Tool calls are not served yet.", (True, False)),
+    "functions": ("Function calls are not served yet.", ([],)),
+    "function_call": ("Function calls are not served yet.", ("none", "auto")),
+    "modalities": ("The model writes text only.", (["text"],)),
+    "audio": ("The model writes text only.", ()),
+    "prediction": ("Predicted outputs are not used: guesses come from the text itself.", ()),
+    "reasoning_effort": ("The model has no reasoning mode.", ("none",)),
+    "verbosity": ("The model has no such control: say it in the prompt.", ("medium",)),
+    "web_search_options": ("The server does not search the web.", ()),
+    "service_tier": ("There is one tier.", ("auto", "default")),
+    "store": ("The server keeps no replies.", (False,)),
+    "suffix": ("The model was not trained to fill in before a suffix.", ("",)),
+    "best_of": ("Choices are not ranked: ask for n and choose.", (1,)),
+}
+
+
+_HALF = re.compile("[\ud800-\udfff]")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Body(_Strict):
+    """The whole of a request. JSON can spell half characters, which no reply could repeat: refused."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_characters(cls, value: Any) -> Any:
+        left = [value]
+        while left:
+            one = left.pop()
+            if isinstance(one, dict):
+                left += [*one.keys(), *one.values()]
+            elif isinstance(one, list):
+                left += one
+            elif isinstance(one, str) and _HALF.search(one):
+                raise ValueError("it has half a character (a lone surrogate)")
+        return value
+
+
+class StreamOptions(_Strict):
+    include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
+
+
+class Sampling(Body):
+    """Fields of both kinds of completion. Null or absent means what the checkpoint says."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(None, ge=1)
+    seed: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    stop: str | list[str] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    user: str | None = None  # no effect
+    # Beyond OpenAI's
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+
+    def refuse_unsupported(self) -> None:
+        """Raises ServeError naming the first field that asks for something the server does not do."""
+        for name, (why, neutral) in UNSUPPORTED.items():
+            value = getattr(self, name, None)
+            if value is not None and not any(_same(value, allowed) for allowed in neutral):
+                raise ServeError(f"{name} is not supported. {why}", code="unsupported_parameter", param=name)
+        if self.stream_options is not None and not self.stream:
+            raise ServeError(
+                "stream_options needs stream.", "Set stream to true.", code="invalid_value",
+                param="stream_options",
+            )  # fmt: skip
+
+    def sampling(self, limits: Limits, **more: Any) -> SamplingParams:
+        """SamplingParams of these fields and `more`. Raises ServeError for a value out of range."""
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        limits.check("n", self.n or 1, limits.n, "choices")
+        limits.check("stop", len(stops), limits.stops, "stop strings")
+        limits.check("stop", max(map(len, stops), default=0), limits.stop_characters, "characters")
+        limits.check("logit_bias", len(self.logit_bias or ()), limits.biases, "tokens")
+        given = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "max_tokens": self.max_tokens,
+            "seed": self.seed,
+            "n": self.n,
+            "ignore_eos": self.ignore_eos,
+            "stop": tuple(stops),
+            "stop_token_ids": tuple(self.stop_token_ids or ()),
+            "logit_bias": self._biases(),
+            **more,
+        }
+        try:
+            return SamplingParams(**{name: value for name, value in given.items() if value is not None})
+        except RequestError as error:
+            raise invalid(error) from error
+
+    def _biases(self) -> dict[int, float] | None:
+        if self.logit_bias is None:
+            return None
+        try:
+            return {int(token): bias for token, bias in self.logit_bias.items()}
+        except ValueError:
+            raise ServeError(
+                "logit_bias has a key that is no token id.", "Keys are whole numbers, as strings.",
+                code="invalid_value", param="logit_bias",
+            ) from None  # fmt: skip
+
+
+class TextPart(_Strict):
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(_Strict):
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[TextPart] | None = None
+    # Of messages that clients send back as they got them; only null says nothing.
+    name: str | None = None
+    refusal: str | None = None
+    tool_calls: list[Any] | None = None
+    tool_call_id: str | None = None
+    function_call: Any = None
+    audio: Any = None
+    annotations: list[Any] | None = None
+
+
+class JSONSchema(_Strict):
+    name: str
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None  # no effect: the schema always holds
+
+
+class TextAnswer(_Strict):
+    type: Literal["text"]
+
+
+class JSONAnswer(_Strict):
+    type: Literal["json_object"]
+
+
+class SchemaAnswer(_Strict):
+    type: Literal["json_schema"]
+    json_schema: JSONSchema
+
+
+ResponseFormat = Annotated[TextAnswer | JSONAnswer | SchemaAnswer, Field(discriminator="type")]
+
+
+class ChatRequest(Sampling):
+    """POST /v1/chat/completions."""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0)
+    metadata: dict[str, str] | None = None  # no effect
+    prompt_cache_key: str | None = None  # no effect: prompts that begin alike share their cache anyway
+    safety_identifier: str | None = None  # no effect
+    tools: Any = None
+    tool_choice: Any = None
+    parallel_tool_calls: Any = None
+    functions: Any = None
+    function_call: Any = None
+    response_format: ResponseFormat | None = None
+    modalities: Any = None
+    audio: Any = None
+    prediction: Any = None
+    reasoning_effort: Any = None
+    verbosity: Any = None
+    web_search_options: Any = None
+    service_tier: Any = None
+    store: Any = None
+
+    def grammar(self) -> Grammar | None:
+        """What response_format demands. Raises ServeError for a schema that cannot be enforced."""
+        try:
+            if isinstance(self.response_format, JSONAnswer):
+                return Grammar.json_object()
+            if isinstance(self.response_format, SchemaAnswer):
+                return Grammar.json_schema(self.response_format.json_schema.schema_)
+        except RequestError as error:
+            raise ServeError(
+                error.problem, error.remedy, code="invalid_value", param="response_format"
+            ) from error
+        return None
+
+
+Ids = Annotated[list[int], Field(min_length=1)]
+
+
+class CompletionRequest(Sampling):
+    """POST /v1/completions."""
+
+    prompt: str | Ids | Annotated[list[str], Field(min_length=1)] | Annotated[list[Ids], Field(min_length=1)]
+    echo: bool | None = None
+    logprobs: int | None = Field(None, ge=0)
+    suffix: Any = None
+    best_of: Any = None
+
+
+class TokenizeRequest(Body):
+    """POST /tokenize: a text, or messages as a chat would render them."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[ChatMessage] | None = None
+    parse_special: bool = False
+
+
+class DetokenizeRequest(Body):
+    """POST /detokenize."""
+
+    model: str | None = None
+    tokens: list[int]
+
+
+def _same(value: Any, allowed: Any) -> bool:
+    return type(value) is type(allowed) and bool(value == allowed)

@@ -1,0 +1,39 @@
+"""How a server is started: everything the command line says, checked."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+
+from qwenkit.serve.keys import Keys
+from qwenkit.serve.limits import Limits
+from qwenkit.serve.logs import LogFormat
+from qwenkit.serve.messages import EngineConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeSettings:
+    """names: what clients may call the model beside its own name; the first is the one it answers with.
+    port 0 takes a free one. drain_s: how long replies in progress may go on after a request to end.
+    cors_origins: web pages that may ask; none by default, "*" for all."""
+
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    host: str = "127.0.0.1"
+    port: int = 8000
+    names: tuple[str, ...] = ()
+    keys: Keys = field(default_factory=Keys)
+    limits: Limits = field(default_factory=Limits)
+    cors_origins: tuple[str, ...] = ()
+    drain_s: float = 30.0
+    log_format: LogFormat = "text"
+    log_level: str = "info"
+
+    @property
+    def exposed(self) -> bool:
+        """Whether other machines can reach the server."""
+        if self.host == "localhost":
+            return False
+        try:
+            return not ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return True

@@ -1,0 +1,90 @@
+"""An engine that says what it is told to, for tests of the HTTP side alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import httpx
+
+from qwenkit.core import Delta, Timings, Usage
+from qwenkit.serve.app import create_app
+from qwenkit.serve.messages import Accepted, Done, EngineNumbers, ModelCard, Piece, Prompt
+from qwenkit.serve.reply import Reply, ReplyGroup
+from qwenkit.serve.service import Service
+from qwenkit.serve.settings import ServeSettings
+from qwenkit.serve.supervisor import Health, Wish
+
+PIECES = ("Hel", "lo", " 中")
+
+
+class StandInEngine:
+    """Answers every prompt with PIECES at once, or, if `silent`, never. `wishes` keeps what was asked."""
+
+    def __init__(self, *, silent: bool = False) -> None:
+        self.card: ModelCard | None = ModelCard("tiny", 1000, True, 4, "tiny float")
+        self.now = Health("alive", numbers=EngineNumbers(running=1))
+        self.silent = silent
+        self.wishes: list[Wish] = []
+        self.cancelled = 0
+        self.break_with: Exception | None = None
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    def health(self) -> Health:
+        return self.now
+
+    def generate(self, wishes: Sequence[Wish]) -> ReplyGroup:
+        if self.break_with is not None:
+            raise self.break_with
+        self.wishes += wishes
+        arrived = asyncio.Event()
+        replies = [Reply(arrived, self._cancel) for _ in wishes]
+        for number, reply in enumerate(replies):
+            reply.put(Accepted(number, 3, "prompt"))
+            if self.silent:
+                continue
+            for index in range(wishes[number].params.n):
+                for piece in PIECES:
+                    reply.put(Piece(number, Delta(piece, index, (1,))))
+                reply.put(Piece(number, Delta("", index, finish_reason="stop")))
+            reply.put(Done(number, Usage(3, 3 * wishes[number].params.n), Timings()))
+        return ReplyGroup(replies, arrived)
+
+    async def tokenize(self, prompt: Prompt, *, parse_special: bool) -> tuple[int, ...]:
+        return (1, 2, 3)
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        return "text"
+
+    def _cancel(self) -> None:
+        self.cancelled += 1
+
+
+def ask(
+    what: Callable[[httpx.AsyncClient], Any], engine: StandInEngine | None = None, **settings: Any
+) -> Any:
+    """Run `what` with a client of the application over `engine`."""
+
+    async def run() -> Any:
+        app = create_app(Service(ServeSettings(**settings), engine or StandInEngine()))
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await what(client)
+
+    return asyncio.run(run())
+
+
+def post(
+    path: str, engine: StandInEngine | None = None, *, settings: Any = None, **body: Any
+) -> httpx.Response:
+    """One request."""
+
+    async def what(client: httpx.AsyncClient) -> httpx.Response:
+        return await client.post(path, json=body)
+
+    answer: httpx.Response = ask(what, engine, **(settings or {}))
+    return answer
