@@ -133,6 +133,25 @@ def test_stop_strings_are_never_part_of_a_stream(server: RunningServer) -> None:
     assert text_of(server, seed=5, stop=stop) == streamed(server, seed=5, stop=[stop, "zzzz"]) == cut
 
 
+def test_response_format_holds_whole_and_streamed(server: RunningServer) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"yes": {"type": "boolean"}, "kind": {"enum": ["a", "b"]}},
+        "required": ["yes", "kind"],
+        "additionalProperties": False,
+    }
+    asked = {
+        "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}},
+        "max_tokens": 200,
+        "seed": 3,
+    }
+    whole = text_of(server, **asked)
+    assert streamed(server, **asked) == whole
+    value = json.loads(whole)
+    assert value.keys() == {"yes", "kind"}
+    assert value["kind"] in ("a", "b")
+
+
 def test_sixteen_at_once_each_get_their_own(server: RunningServer) -> None:
     alone = {seed: text_of(server, seed=seed) for seed in range(8)}
     with ThreadPoolExecutor(16) as pool:
