@@ -262,6 +262,17 @@ def test_guesses_change_nothing(tokenizer, qwen, rule, temperature):
         assert guessing.generate(prompt, **asked).choices == plain.generate(prompt, **asked).choices
 
 
+def test_tokens_without_a_choice_share_a_step(tokenizer):
+    text = '{"name of it": [1, 2, 3], "kind": "a long one", "more": '
+    rule, found = Grammar.regex(re.escape(text).replace('"', r"\"") + "[a-z]{9}"), []
+    for speculate in ("ngram", "off"):
+        model = make(tokenizer, speculate=speculate)
+        found.append((ask(model, rule, ignore_eos=True).choices, model.engine.stats().steps))
+    assert found[0][0] == found[1][0]
+    assert re.fullmatch(re.escape(text) + "[a-z]{9}", found[0][0][0].text)
+    assert found[0][1] < found[1][1] / 2
+
+
 # The matcher itself
 
 

@@ -32,6 +32,9 @@ from qwenkit.engine.threads import one_torch_thread, uses_native_pool
 from qwenkit.engine.vocabulary import Vocabulary
 from qwenkit.model import CausalLM
 
+_MOST_FORCED = 16
+"""Tokens a grammar leaves no choice about that one step checks; as many as guesses (Speculator)."""
+
 
 class EngineStats(NamedTuple):
     """What waits and runs, what the cache holds, and steps and tokens computed since the start."""
@@ -81,6 +84,7 @@ class Engine:
         )
         self._runner = Runner(model, cache)
         self._speculator = speculator
+        self._forced: set[int] = set()  # sequences whose drafts of this step are no guesses
         self._ended: list[int] = []  # sequences the speculator has not been told of
         self._native = uses_native_pool(model)
         self._lock = threading.Lock()  # of the scheduler and the jobs; never held while computing
@@ -220,9 +224,19 @@ class Engine:
             if self._speculator is None:
                 return {}
             texts, reading = self.scheduler.decoding(), self.scheduler.reading()
+            held = {id_: self._jobs[id_].sequences[id_].matcher for id_ in texts if id_ in self._jobs}
         for id_ in ended:
             self._speculator.forget(id_)
-        return self._speculator.drafts(texts, len(texts) + reading)
+        drafts, self._forced = self._speculator.drafts(texts, len(texts) + reading), set()
+        for id_, matcher in held.items():
+            if matcher is None:
+                continue
+            if forced := matcher.forced()[:_MOST_FORCED]:  # no choice is left, so these are sure to be drawn
+                self._forced.add(id_)
+                drafts[id_] = tuple(forced)
+            elif id_ in drafts:
+                drafts[id_] = drafts[id_][: matcher.valid(drafts[id_])]
+        return drafts
 
     def _compute(self, step: Step) -> Tensor:
         with self._computing:
@@ -265,7 +279,7 @@ class Engine:
                 job.stream.end(done)
                 continue
             drawn[id_] = done.tokens
-            if here.drafts and self._speculator is not None:
+            if here.drafts and self._speculator is not None and id_ not in self._forced:
                 self._speculator.record(id_, len(here.drafts), len(done.tokens) - 1)
             deltas.extend((job, delta) for delta in done.deltas)
             job.request.first_token = job.request.first_token or now
