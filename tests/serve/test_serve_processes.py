@@ -77,6 +77,8 @@ def test_a_small_house_with_keys_refuses_times_out_and_closes(tiny_chat: Path, t
         "--request-timeout", "2", "--drain-timeout", "0.2", "--max-choices", "2",
         variables={"QWENKIT_API_KEYS": "second-secret-key"},
     ).ready()  # fmt: skip
+    environment = Path(f"/proc/{server.engine_pid()}/environ").read_bytes()
+    assert b"second-secret-key" not in environment
     with server.client() as stranger:
         assert stranger.post(CHAT, json=LONG).status_code == 401
         assert stranger.get("/health").status_code == 200

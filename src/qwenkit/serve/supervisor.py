@@ -22,6 +22,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 from qwenkit.core import SamplingParams
 from qwenkit.serve import messages as m
 from qwenkit.serve.errors import ServeError, engine_unavailable, refused
+from qwenkit.serve.keys import VARIABLE
 from qwenkit.serve.reply import Reply, ReplyGroup
 from qwenkit.serve.wire import Outbox, WireError, receive
 
@@ -187,6 +188,7 @@ class Supervisor:
         """One life of the process; returns how it ended."""
         ours, theirs = socket.socketpair()
         environment = {**os.environ, "PYTHONSAFEPATH": "1"}  # nothing is imported from where we stand
+        environment.pop(VARIABLE, None)  # the engine has no use for keys
         try:
             # Not asyncio's: its kill() may reap the child behind its back and lose how it ended.
             process = subprocess.Popen(
