@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from running_server import RunningServer
@@ -20,3 +21,17 @@ def server(tiny_chat: Path) -> Iterator[RunningServer]:
     running = RunningServer(tiny_chat, "--served-name", "gpt-test")
     yield running.ready()
     running.stop()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., RunningServer]]:
+    """Starts servers as RunningServer does; they are ended with the test, however it ends."""
+    started: list[RunningServer] = []
+
+    def begin(*arguments: Any, **named: Any) -> RunningServer:
+        started.append(RunningServer(*arguments, **named))
+        return started[-1]
+
+    yield begin
+    for running in started:
+        running.stop()

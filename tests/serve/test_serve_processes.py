@@ -9,6 +9,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,8 +26,10 @@ CHAT = "/v1/chat/completions"
 LONG = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 6000, "ignore_eos": True}
 
 
-def test_a_killed_engine_fails_its_requests_and_comes_back_then_drains(tiny_chat: Path) -> None:
-    server = RunningServer(tiny_chat, "--log-format", "json").ready()
+def test_a_killed_engine_fails_its_requests_and_comes_back_then_drains(
+    tiny_chat: Path, start: Callable[..., RunningServer]
+) -> None:
+    server = start(tiny_chat, "--log-format", "json").ready()
     engine = server.engine_pid()
 
     def whole() -> str:
@@ -69,10 +72,12 @@ def test_a_killed_engine_fails_its_requests_and_comes_back_then_drains(tiny_chat
         httpx.get(server.url)
 
 
-def test_a_small_house_with_keys_refuses_times_out_and_closes(tiny_chat: Path, tmp_path: Path) -> None:
+def test_a_small_house_with_keys_refuses_times_out_and_closes(
+    tiny_chat: Path, tmp_path: Path, start: Callable[..., RunningServer]
+) -> None:
     keys = tmp_path / "keys"
     keys.write_text("# for the team\nfirst-secret-key\n")
-    server = RunningServer(
+    server = start(
         tiny_chat, "--api-key-file", str(keys), "--max-running", "1", "--max-queue", "1",
         "--request-timeout", "2", "--drain-timeout", "0.2", "--max-choices", "2",
         variables={"QWENKIT_API_KEYS": "second-secret-key"},
