@@ -16,6 +16,7 @@ BENCH = Path(__file__).parents[2] / "bench"
 # MODEL and TEXT are replaced by a tiny checkpoint and a short text; the words must be in the output.
 SCRIPTS = {
     "attention": ("--shape qwen2.5-0.5b --depth 16 --prompt 16 --repeats 1 --threads 1", "GB/s"),
+    "grammar": ("MODEL --rounds 1 --max-tokens 8", "next mask"),
     "kernels": ("--repeats 1 --layers 1 --rows 512", "TOP/s"),
     "load": ("--size qwen2.5-0.5b --layers 1 --repeat 1", "ratio"),
     "long_context": (
@@ -40,6 +41,8 @@ def test_no_script_is_forgotten() -> None:
 def test_a_script_runs(name: str, tiny_chat: Path, tmp_path: Path) -> None:
     if name in NATIVE and not native.ready():
         pytest.skip(native.explain())
+    if name == "grammar":
+        pytest.importorskip("llguidance")
     text = tmp_path / "text.txt"
     text.write_text("Every number has a place, and every place a name. " * 40)
     arguments, words = SCRIPTS[name]
