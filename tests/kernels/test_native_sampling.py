@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from qwenkit.core import UnsupportedError
 from qwenkit.kernels import native, native_sampling, reference_sampling
+from qwenkit.kernels.native_sampling import DRAW, LIKELY
 from qwenkit.kernels.reference_sampling import Draw
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -202,3 +204,20 @@ def test_what_does_not_fit_is_refused(isa):
     for wrong in (logits.double(), logits[0], logits.int()):
         with pytest.raises(UnsupportedError, match="Logits are"):
             native_sampling.choose(wrong, [Draw(0)])
+
+
+def test_kernels_of_another_version_choose_nothing(monkeypatch):
+    built = native.extension()
+    older = SimpleNamespace(
+        draw=built.draw,
+        likely=built.likely,
+        draw_row_bytes=DRAW.itemsize - 8,
+        likely_row_bytes=LIKELY.itemsize,
+    )
+    native_sampling._extension.cache_clear()
+    monkeypatch.setattr(native, "extension", lambda: older)
+    try:
+        with pytest.raises(UnsupportedError, match="another version"):
+            native_sampling.choose(torch.zeros(1, 4), [Draw(row=0)])
+    finally:
+        native_sampling._extension.cache_clear()

@@ -43,14 +43,10 @@ def merge(
     calibration: Annotated[
         str, typer.Option(metavar="FILE|DIR|builtin", help="To quantize again with; see qwenkit quantize.")
     ] = "builtin",
-    samples: Annotated[int, typer.Option(min=1, help="Most texts of the calibration.")] = 128,
-    length: Annotated[int, typer.Option(min=1, help="Tokens each of them is cut to.")] = 1024,
-    eval_text: Annotated[
-        list[Path] | None, typer.Option(help="Measure on this file, not on built-in texts; may be repeated.")
-    ] = None,
-    max_ppl_increase: Annotated[
-        float, typer.Option(help="Percent of perplexity above which a quantized result has failed (exit 3).")
-    ] = 2.0,
+    samples: options.Samples = 128,
+    length: options.Length = 1024,
+    eval_text: options.EvalTexts = None,
+    max_ppl_increase: options.MaxPplIncrease = 2.0,
     restart: Annotated[
         bool, typer.Option("--restart", help="Throw away what an unfinished run left in DST.unfinished.")
     ] = False,

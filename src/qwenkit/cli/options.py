@@ -76,6 +76,14 @@ DraftModel = Annotated[
     str | None,
     typer.Option("--draft-model", help="A smaller model of the same vocabulary: faster, the same text."),
 ]
+Samples = Annotated[int, typer.Option(min=1, help="Most texts of the calibration.")]
+Length = Annotated[int, typer.Option(min=1, help="Tokens each of them is cut to.")]
+EvalTexts = Annotated[
+    list[Path] | None, typer.Option(help="Measure on this file, not on built-in texts; may be repeated.")
+]
+MaxPplIncrease = Annotated[
+    float, typer.Option(help="Percent of perplexity above which a quantized result has failed (exit 3).")
+]
 Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notices on stderr, only warnings and errors.")]
 

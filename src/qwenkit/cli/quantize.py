@@ -50,20 +50,16 @@ def quantize(
             metavar="FILE|DIR|builtin", help="Conversations (.json, .jsonl), plain text, or a folder of them."
         ),
     ] = "builtin",
-    samples: Annotated[int, typer.Option(min=1, help="Most texts of the calibration.")] = 128,
-    length: Annotated[int, typer.Option(min=1, help="Tokens each of them is cut to.")] = 1024,
+    samples: options.Samples = 128,
+    length: options.Length = 1024,
     damping: Annotated[
         float, typer.Option(min=0.0, help="Share of the mean second moment added to each.")
     ] = 0.05,
     dtype: Annotated[
         Literal["bfloat16", "float32"], typer.Option(help="Of the computation, not of the result.")
     ] = "bfloat16",
-    eval_text: Annotated[
-        list[Path] | None, typer.Option(help="Measure on this file, not on built-in texts; may be repeated.")
-    ] = None,
-    max_ppl_increase: Annotated[
-        float, typer.Option(help="Percent of perplexity above which the result has failed (exit 3).")
-    ] = 2.0,
+    eval_text: options.EvalTexts = None,
+    max_ppl_increase: options.MaxPplIncrease = 2.0,
     restart: Annotated[
         bool, typer.Option("--restart", help="Throw away what an unfinished run left in DIR.unfinished.")
     ] = False,

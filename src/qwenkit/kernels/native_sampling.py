@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +30,21 @@ DRAW = np.dtype(
 LIKELY = np.dtype(
     [("row", "i8"), ("token", "i8"), ("top", "i8"), ("first", "i8"), ("found", "i8"), ("value", "f8")]
 )
+
+
+@cache
+def _extension() -> Any:
+    """The compiled module, if its structs are these. An editable install can hold one built before a change:
+    it would choose wrong tokens in silence. Raises UnsupportedError."""
+    module = native.extension()
+    built = getattr(module, "draw_row_bytes", 0), getattr(module, "likely_row_bytes", 0)
+    if built != (DRAW.itemsize, LIKELY.itemsize):
+        raise UnsupportedError(
+            f"The compiled kernels are of another version: structs of {built} bytes, "
+            f"not {(DRAW.itemsize, LIKELY.itemsize)}.",
+            "Install qwenkit again: pip install -e .",
+        )
+    return module
 
 
 def choose(
@@ -52,7 +69,7 @@ def choose(
         source.check(int(edit_ids.min()), "An edited id", source.size)
         source.check(int(edit_ids.max()), "An edited id", source.size)
     rows = np.array([_struct(*each) for each in zip(draws, ends, ends[1:], strict=False)], DRAW)
-    native.extension().draw(
+    _extension().draw(
         *source.arguments, edit_ids.ctypes.data, edit_values.ctypes.data, rows.ctypes.data, len(rows)
     )
     counts = zip(rows["row"].tolist(), rows["not_finite"].tolist(), strict=True)
@@ -86,9 +103,7 @@ def log_probabilities(
         rows[i] = (row, token, top, first, 0, 0.0)
         first += top
     ids, values = np.empty(first, np.int32), np.empty(first, np.float64)
-    native.extension().likely(
-        *source.arguments, rows.ctypes.data, ids.ctypes.data, values.ctypes.data, len(rows)
-    )
+    _extension().likely(*source.arguments, rows.ctypes.data, ids.ctypes.data, values.ctypes.data, len(rows))
     results: list[Likely] = []
     for found in rows:
         at = slice(int(found["first"]), int(found["first"]) + int(found["found"]))

@@ -69,10 +69,15 @@ class Lines:
     def _plain(self, first: int, last: int, scales: Tensor, zeros: Tensor, bits: int) -> None:
         for at in range(first, last):
             line = self.values[at]
-            code = (line / scales).round_().add_(zeros).clamp_(0, (1 << bits) - 1)
+            code = nearest_codes(line, scales, zeros, bits)
             self.codes[at] = code.to(torch.uint8)
             self.errors[at] = (line - (code - zeros) * scales) / self.carry[at, at]
             self.values[at + 1 :].addr_(self.carry[at, at + 1 :], self.errors[at], alpha=-1)
+
+
+def nearest_codes(values: Tensor, scales: Tensor, zeros: Tensor, bits: int) -> Tensor:
+    """Codes, as floats, whose scale (code - zero) is nearest to each of values [n, out]; the others [out]."""
+    return (values / scales).round_().add_(zeros).clamp_(0, (1 << bits) - 1)
 
 
 def group_grid(
@@ -104,7 +109,7 @@ def group_grid(
     for step in range(clips):
         kept = 1 - 0.05 * step
         scale, zero = _step(low * kept, high * kept, (1 << bits) - 1, symmetric)
-        code = (lines / scale).round_().add_(zero).clamp_(0, (1 << bits) - 1)
+        code = nearest_codes(lines, scale, zero, bits)
         cost = (lines - (code - zero) * scale).square_().mul_(share[:, None]).sum(0)
         better = cost < best if step else torch.ones_like(empty)
         for chosen, new in ((best, cost), (scales, scale), (zeros, zero)):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from qwenkit.core import UnsupportedError
-from qwenkit.kernels.rounding import LEAST_SCALE, MOST_LINES, Lines, group_grid
+from qwenkit.kernels.rounding import LEAST_SCALE, MOST_LINES, Lines, group_grid, nearest_codes
 
 _STRIP = 512  # rows or columns that large matrices are worked on at once
 _PIECE = 1 << 20  # elements
@@ -167,7 +167,7 @@ def round_to_grid(weight: Tensor, rounding: Rounding) -> RoundedWeight:
     for of, first in enumerate(range(0, columns, group)):
         part = lines[first : first + group]
         scales[of], zeros[of] = _grid(part, even, rounding)
-        codes[first : first + group] = _codes(part, scales[of], zeros[of], rounding.bits).to(torch.uint8)
+        codes[first : first + group] = nearest_codes(part, scales[of], zeros[of], rounding.bits)
     result = RoundedWeight(
         codes.t().contiguous(),
         scales.half(),
@@ -259,10 +259,6 @@ def _grid(columns: Tensor, share: Tensor, rounding: Rounding) -> tuple[Tensor, T
     if not bool(torch.isfinite(scales).all()):
         raise UnsupportedError("A weight is too large for float16 scales.", "Keep the layer in 16 bits.")
     return scales, zeros
-
-
-def _codes(values: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
-    return (values / scale).round_().add_(zero).clamp_(0, (1 << bits) - 1)
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -163,6 +163,8 @@ NB_MODULE(_cpu, m) {
         const int64_t strips = (outputs + rounding_strip - 1) / rounding_strip;
         run_rows(job, active_kernels().round, strips, rounding_strip * (last - first) * count / 2);
     }, Free());
+    m.attr("draw_row_bytes") = sizeof(DrawRow);
+    m.attr("likely_row_bytes") = sizeof(LikelyRow);
     m.def("draw", [](Address logits, int64_t row_step, int64_t size, Address holes, int64_t hole_count, int type,
                      Address edit_ids, Address edit_values, Address draws, int64_t count) {
         const LogitRows from{at<void>(logits), row_step, size, at<int32_t>(holes), hole_count, Dtype(type)};
