@@ -30,6 +30,7 @@ from qwenkit.cli.merge import merge
 from qwenkit.cli.perplexity import perplexity
 from qwenkit.cli.pull import pull
 from qwenkit.cli.quantize import quantize
+from qwenkit.cli.run_batch import run_batch
 from qwenkit.cli.serve import serve
 from qwenkit.cli.tokenize import tokenize
 from qwenkit.cli.vocab import vocab
@@ -134,6 +135,7 @@ for command in (
     perplexity,
     compare,
     serve,
+    run_batch,
 ):
     app.command()(command)
 

@@ -64,11 +64,7 @@ def serve(
     open to whoever reaches it. The engine runs in a process of its own and is restarted if it dies.
     """
     name = chosen_model(model, model_option)
-    if find_spec("fastapi") is None or find_spec("uvicorn") is None:
-        raise UnsupportedError(
-            "The server needs FastAPI and uvicorn, which are not installed.",
-            "Install the extra: pip install 'qwenkit[serve]'.",
-        )
+    check_installed("The server")
     from qwenkit.serve.keys import Keys
     from qwenkit.serve.limits import Limits
     from qwenkit.serve.messages import EngineConfig
@@ -90,3 +86,15 @@ def serve(
         log_level=log_level,
     )
     run(settings, quiet=quiet)
+
+
+def check_installed(what: str) -> None:
+    """Raises UnsupportedError, saying what needs the extra, if it is not there."""
+    missing = [
+        name for name in ("fastapi", "uvicorn", "httpx", "prometheus_client") if find_spec(name) is None
+    ]
+    if missing:
+        raise UnsupportedError(
+            f"{what} needs {', '.join(missing)}, not installed here.",
+            "Install the extra: pip install 'qwenkit[serve]'.",
+        )
