@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +11,17 @@ import httpx
 
 from qwenkit.core import Delta, Timings, Usage
 from qwenkit.serve.app import create_app
-from qwenkit.serve.messages import Accepted, Done, EngineNumbers, ModelCard, Piece, Prompt
+from qwenkit.serve.messages import (
+    Accepted,
+    Done,
+    Embedded,
+    EmbeddingInput,
+    EngineNumbers,
+    ModelCard,
+    Piece,
+    Pooling,
+    Prompt,
+)
 from qwenkit.serve.reply import Reply, ReplyGroup
 from qwenkit.serve.service import Service
 from qwenkit.serve.settings import ServeSettings
@@ -23,10 +34,11 @@ class StandInEngine:
     """Answers every prompt with PIECES at once, or, if `silent`, never. `wishes` keeps what was asked."""
 
     def __init__(self, *, silent: bool = False) -> None:
-        self.card: ModelCard | None = ModelCard("tiny", 1000, True, 4, "tiny float")
+        self.card: ModelCard | None = ModelCard("tiny", 1000, True, 4, "tiny float", hidden_size=2)
         self.now = Health("alive", numbers=EngineNumbers(running=1))
         self.silent = silent
         self.wishes: list[Wish] = []
+        self.embeds: list[tuple[list[EmbeddingInput], Pooling]] = []
         self.cancelled = 0
         self.break_with: Exception | None = None
 
@@ -59,6 +71,17 @@ class StandInEngine:
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         return "text"
+
+    async def embed(self, inputs: Sequence[EmbeddingInput], pooling: Pooling) -> Embedded:
+        self.embeds.append((list(inputs), pooling))
+        if self.break_with is not None:
+            raise self.break_with
+        try:
+            await asyncio.sleep(3600 if self.silent else 0)
+        except asyncio.CancelledError:
+            self._cancel()
+            raise
+        return Embedded(1, tuple(struct.pack("<2f", 0.1, i) for i in range(len(inputs))), 7)
 
     def _cancel(self) -> None:
         self.cancelled += 1

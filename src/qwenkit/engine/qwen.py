@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from functools import cache
@@ -29,6 +29,7 @@ from qwenkit.core import (
 from qwenkit.engine.conversation import chat_context, messages_prompt, warn_base_model
 from qwenkit.engine.device import Placement, choose_dtype, find_device, parse_dtype
 from qwenkit.engine.draft_model import check_same_vocabulary
+from qwenkit.engine.embed import Pooling, check_inputs, embed
 from qwenkit.engine.engine import Engine
 from qwenkit.engine.explain import describe
 from qwenkit.engine.options import ENGINE_OPTIONS, EngineOptions, make_cache, make_speculator
@@ -353,6 +354,38 @@ class Qwen:
                 exclusively=self.engine.exclusively,
                 progress=bar.update,
             )
+
+    def embed(
+        self,
+        texts: str | Sequence[int] | Sequence[str | Sequence[int]],
+        *,
+        pooling: Pooling = "mean",
+        progress: Callable[[int], object] | None = None,
+    ) -> Tensor:
+        """Vectors of length 1, float32 [n, hidden size]: last hidden states, their mean or the last token's.
+
+        texts: one or several, each a string or token ids, of at most `embedding_limit` tokens. A model that
+        was trained to chat was not trained for this: one made for embeddings finds better. Takes turns with
+        requests. progress: told how many tokens each pass read; what it raises ends the work.
+        """
+        one = isinstance(texts, str) or (len(texts) > 0 and isinstance(texts[0], int))
+        inputs = [self.prompt_ids(text) for text in cast(Sequence[str], [texts] if one else texts)]
+        check_inputs(inputs, pooling, self.embedding_limit)
+        for number, ids in enumerate(inputs, 1):
+            self.engine.vocabulary.check(ids, f"Input {number} of {len(inputs)}")
+        return embed(
+            self.model,
+            inputs,
+            self.options,
+            pooling=pooling,
+            exclusively=self.engine.exclusively,
+            progress=progress,
+        )
+
+    @property
+    def embedding_limit(self) -> int:
+        """Tokens of the longest text that has a vector: no more than requests may have."""
+        return min(self.config.context_length, self.engine.cache.tokens)
 
     # From words to requests
 

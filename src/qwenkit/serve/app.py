@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 import qwenkit
-from qwenkit.serve import routes_chat, routes_completions, routes_models, routes_status
+from qwenkit.serve import routes_chat, routes_completions, routes_embeddings, routes_models, routes_status
 from qwenkit.serve.access import Access
 from qwenkit.serve.errors import ServeError, on_http_exception, on_serve_error, on_validation_error
 from qwenkit.serve.keys import KeyCheck
@@ -61,6 +61,6 @@ def create_app(service: Service) -> FastAPI:
         },
     )
     app.state.service = service
-    for routes in (routes_chat, routes_completions, routes_models, routes_status):
+    for routes in (routes_chat, routes_completions, routes_embeddings, routes_models, routes_status):
         app.include_router(routes.router)
     return app

@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from qwenkit.core import (
 )
 from qwenkit.serve import messages as m
 from qwenkit.serve.prompt_scores import prompt_scores
+from qwenkit.serve.prompt_vectors import prompt_vectors
 from qwenkit.serve.wire import Outbox, pack, receive
 
 if TYPE_CHECKING:
@@ -89,6 +91,7 @@ class EngineServer:
         self._model = model
         self._outbox = outbox
         self._tokenizing = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="qwenkit-tokenizer")
+        self._embedding = ThreadPoolExecutor(1, thread_name_prefix="qwenkit-embedding")
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
     async def run(self, incoming: asyncio.Task[list[Any]], reader: asyncio.StreamReader) -> None:
@@ -129,6 +132,7 @@ class EngineServer:
             max_running=model.options.max_running,
             identity=f"{model.name} {model.quantization} {model.dtype} {model.options.kv_cache}",
             notice=model.notice,
+            hidden_size=model.config.hidden_size,
         )
 
     def _take(self, message: Any) -> None:
@@ -192,7 +196,26 @@ class EngineServer:
     def _prepare(self, ask: m.Generate) -> Request:
         return self._model.prepare(ask.prompt, ask.params)
 
+    async def _embed(self, ask: m.Embed) -> None:
+        """One after the other, for each takes memory of its own; between two passes requests get a step."""
+        given_up = threading.Event()
+
+        def check(_: int) -> None:
+            if given_up.is_set():
+                raise EOFError
+
+        try:
+            answer = await asyncio.get_running_loop().run_in_executor(
+                self._embedding, prompt_vectors, self._model, ask, check
+            )
+        finally:
+            given_up.set()
+        self._outbox.put(answer)
+
     async def _answer(self, message: Any) -> None:
+        if isinstance(message, m.Embed):
+            await self._embed(message)
+            return
         loop, tokenizer = asyncio.get_running_loop(), self._model.tokenizer
         if isinstance(message, m.Detokenize):
             self._model.engine.vocabulary.check(message.token_ids, "tokens")

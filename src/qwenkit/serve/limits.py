@@ -20,7 +20,7 @@ class Limits:
     """max_queue: prompts that may wait beside those that run. request_s: a reply's longest time, from
     arrival to end. body_bytes: of a request. prompts: in one completion request. n: choices of one prompt.
     stops, stop_characters: stop strings and the length of each. top_logprobs: alternatives at a token.
-    biases: entries of logit_bias."""
+    biases: entries of logit_bias. inputs: of one request for embeddings."""
 
     max_queue: int = 128
     request_s: float = 600.0
@@ -31,6 +31,7 @@ class Limits:
     stop_characters: int = 1000
     top_logprobs: int = 20
     biases: int = 1024
+    inputs: int = 2048
 
     def check(self, param: str, value: int, limit: int, what: str) -> None:
         """Raises ServeError naming the field, its value and the limit."""

@@ -14,6 +14,9 @@ from qwenkit.core import Delta, Message, SamplingParams, Timings, Usage
 Prompt: TypeAlias = str | tuple[int, ...] | tuple[Message, ...]
 """Text as it stands, token ids, or a conversation that gets the template."""
 
+EmbeddingInput: TypeAlias = str | tuple[int, ...]
+Pooling: TypeAlias = Literal["mean", "last"]
+
 RefusalKind: TypeAlias = Literal["request", "unsupported", "context_length", "queue_full", "engine"]
 
 
@@ -60,6 +63,15 @@ class Detokenize:
     token_ids: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Embed:
+    """Vectors of texts or token ids; pooling as in Qwen.embed."""
+
+    id: int
+    inputs: tuple[EmbeddingInput, ...]
+    pooling: Pooling
+
+
 # From the engine
 
 
@@ -73,6 +85,7 @@ class ModelCard:
     max_running: int
     identity: str
     notice: str | None = None
+    hidden_size: int = 0  # of a vector
 
 
 @dataclass(frozen=True)
@@ -141,6 +154,15 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Embedded:
+    """One vector for each input, float32 as little-endian bytes; prompt_tokens: of all inputs."""
+
+    id: int
+    vectors: tuple[bytes, ...]
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
 class EngineNumbers:
     """Statistics: now waiting and running, blocks of the cache, and sums since the engine's start."""
 
@@ -164,5 +186,7 @@ class Beat:
     numbers: EngineNumbers
 
 
-ToEngine: TypeAlias = EngineConfig | Generate | Cancel | Tokenize | Detokenize
-FromEngine: TypeAlias = Ready | NotLoaded | Accepted | Piece | Done | Refused | Tokens | Text | Beat
+ToEngine: TypeAlias = EngineConfig | Generate | Cancel | Tokenize | Detokenize | Embed
+FromEngine: TypeAlias = (
+    Ready | NotLoaded | Accepted | Piece | Done | Refused | Tokens | Text | Embedded | Beat
+)

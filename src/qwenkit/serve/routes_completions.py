@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import cast
+from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -12,7 +12,6 @@ from starlette.responses import Response
 from qwenkit.serve.errors import ServeError
 from qwenkit.serve.formats import Envelope, TextFormat
 from qwenkit.serve.generation import respond
-from qwenkit.serve.messages import Prompt
 from qwenkit.serve.schemas import CompletionRequest
 from qwenkit.serve.service import service
 from qwenkit.serve.supervisor import Wish
@@ -30,7 +29,7 @@ async def completions(body: CompletionRequest, http: Request) -> Response:
     here = service(http)
     name = here.check_model(body.model)
     limits, echo = here.settings.limits, bool(body.echo)
-    prompts = prompts_of(body)
+    prompts = prompts_in(body.prompt)
     limits.check("prompt", len(prompts), limits.prompts, "prompts")
     limits.check("logprobs", body.logprobs or 0, limits.top_logprobs, "alternatives")
     generate = body.max_tokens != 0
@@ -56,11 +55,10 @@ async def completions(body: CompletionRequest, http: Request) -> Response:
     )
 
 
-def prompts_of(body: CompletionRequest) -> list[Prompt]:
-    """One or several prompts: texts, or token ids."""
-    prompt = body.prompt
-    if isinstance(prompt, str):
-        return [prompt]
-    if isinstance(prompt[0], int):
-        return [tuple(prompt)]
-    return [one if isinstance(one, str) else tuple(one) for one in cast(list[str | list[int]], prompt)]
+def prompts_in(given: str | list[Any]) -> list[str | tuple[int, ...]]:
+    """One or several of them: texts, or token ids."""
+    if isinstance(given, str):
+        return [given]
+    if isinstance(given[0], int):
+        return [tuple(given)]
+    return [one if isinstance(one, str) else tuple(one) for one in given]

@@ -234,6 +234,17 @@ class CompletionRequest(Sampling):
     best_of: Any = None
 
 
+class EmbeddingRequest(Body):
+    """POST /v1/embeddings. `pooling` is beyond OpenAI's."""
+
+    model: str | None = None
+    input: str | Ids | Annotated[list[str], Field(min_length=1)] | Annotated[list[Ids], Field(min_length=1)]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = Field(None, ge=1)
+    pooling: Literal["mean", "last"] | None = None
+    user: str | None = None  # no effect
+
+
 class TokenizeRequest(Body):
     """POST /tokenize: a text, or messages as a chat would render them."""
 

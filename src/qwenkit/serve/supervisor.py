@@ -65,6 +65,7 @@ class EngineClient(Protocol):
     def generate(self, wishes: Sequence[Wish]) -> ReplyGroup: ...
     async def tokenize(self, prompt: m.Prompt, *, parse_special: bool) -> tuple[int, ...]: ...
     async def detokenize(self, token_ids: Sequence[int]) -> str: ...
+    async def embed(self, inputs: Sequence[m.EmbeddingInput], pooling: m.Pooling) -> m.Embedded: ...
     async def start(self) -> None: ...
     async def stop(self) -> None: ...
 
@@ -124,7 +125,11 @@ class Supervisor:
         answer = await self._ask(m.Detokenize(next(self._ids), tuple(token_ids)))
         return str(answer.text)
 
-    async def _ask(self, question: m.Tokenize | m.Detokenize) -> Any:
+    async def embed(self, inputs: Sequence[m.EmbeddingInput], pooling: m.Pooling) -> m.Embedded:
+        answer: m.Embedded = await self._ask(m.Embed(next(self._ids), tuple(inputs), pooling))
+        return answer
+
+    async def _ask(self, question: m.Tokenize | m.Detokenize | m.Embed) -> Any:
         outbox = self._open()
         answer = self._answers[question.id] = asyncio.get_running_loop().create_future()
         outbox.put(question)
