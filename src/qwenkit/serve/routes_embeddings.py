@@ -36,10 +36,9 @@ async def embeddings(body: EmbeddingRequest, http: Request) -> Response:
         )
     inputs = prompts_in(body.input)
     limits.check("input", len(inputs), limits.inputs, "inputs")
-    asking = _embed(here, inputs, body.pooling or "mean")
     with here.admission.places(1):
         try:
-            answer = await unless_left(http, asking)
+            answer = await unless_left(http, _embed(here, inputs, body.pooling or "mean"))
         except ClientLeftError:
             record(http.scope).left = True
             return Response(status_code=499)
