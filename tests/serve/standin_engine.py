@@ -111,3 +111,16 @@ def post(
 
     answer: httpx.Response = ask(what, engine, **(settings or {}))
     return answer
+
+
+def post_bytes(
+    path: str, content: bytes, engine: StandInEngine | None = None, *, headers: dict[str, str] | None = None
+) -> httpx.Response:
+    """One request with this body."""
+
+    async def what(client: httpx.AsyncClient) -> httpx.Response:
+        given = {"content-type": "application/json"} if headers is None else headers
+        return await client.post(path, content=content, headers=given)
+
+    answer: httpx.Response = ask(what, engine)
+    return answer

@@ -140,3 +140,14 @@ def test_an_unknown_expression_refuses_long_runs():
     assert tokenizer.encode(" " * 5) == [32] * 5
     with pytest.raises(TokenizerError, match="5000 whitespace characters in a row"):
         tokenizer.encode("a" + " " * 5000)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.sampled_from(CHARS + "\u1100\u1161\u11a8\u212a\ud800<|im_start>"), max_size=300))
+def test_the_fewest_tokens_are_never_too_many(qwen, text):
+    assert qwen.fewest_tokens(text) <= len(qwen.encode(text))
+
+
+def test_the_fewest_tokens_are_found_where_tokens_are_longest(qwen):
+    assert qwen.fewest_tokens(" " * (128 * 50)) == len(qwen.encode(" " * (128 * 50))) == 50
+    assert qwen.fewest_tokens("") == 0

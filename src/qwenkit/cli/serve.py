@@ -41,6 +41,9 @@ def serve(
     request_timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds a reply may take, waiting included.")
     ] = 600.0,
+    step_timeout: Annotated[
+        float, typer.Option(min=0, help="Seconds a step may take before the engine is restarted; 0 waits.")
+    ] = 300.0,
     drain_timeout: Annotated[
         float, typer.Option(min=0, help="Seconds replies may go on after SIGTERM or Ctrl-C.")
     ] = 30.0,
@@ -71,7 +74,10 @@ def serve(
     from qwenkit.serve.server import serve as run
     from qwenkit.serve.settings import ServeSettings
 
-    limits = Limits(max_queue=max_queue, n=max_choices, body_bytes=max_body, request_s=request_timeout)
+    limits = Limits(
+        max_queue=max_queue, n=max_choices, body_bytes=max_body, request_s=request_timeout,
+        step_s=step_timeout,
+    )  # fmt: skip
     engine = {**options.loading(ctx), "max_running": max_running, "max_waiting": max_running + max_queue}
     settings = ServeSettings(
         engine=EngineConfig(name, engine),

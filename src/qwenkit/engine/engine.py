@@ -101,6 +101,11 @@ class Engine:
     def speculates(self) -> bool:
         return self._speculator is not None
 
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more requests: it was closed, or failed in a way that ended all of them."""
+        return self._closed
+
     def submit(self, request: Request, *, priority: int = 0, wait: bool = False) -> Stream:
         """Queue a request; its stream yields deltas, the last with the completion.
 
@@ -125,9 +130,12 @@ class Engine:
         return stream
 
     def exclusively(self, compute: Callable[[], Tensor]) -> Tensor:
-        """Run `compute` between two steps, on the caller's thread."""
+        """Run `compute` between two steps, on the caller's thread; it counts as a step."""
         with self._computing, torch.inference_mode(), one_torch_thread(self._native):
-            return compute()
+            result = compute()
+        with self._lock:
+            self._steps += 1
+        return result
 
     def stats(self) -> EngineStats:
         with self._lock:
@@ -292,6 +300,7 @@ class Engine:
     def _give_up(self, step: Step, error: BaseException) -> None:
         """The step failed: its requests end with the error, all others go on."""
         with self._lock:
+            self._steps += 1
             jobs = {self._jobs[id_] for id_ in _members(step.rows) if id_ in self._jobs}
             self.scheduler.abandon(step)
             for job in jobs:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from qwenkit.checkpoint import locate, open_checkpoint
 from qwenkit.core import (
     Completion,
+    ContextLengthError,
     Delta,
     GenerationConfig,
     History,
@@ -405,6 +406,14 @@ class Qwen:
         """A checked request for `engine.submit`, for who runs streams of its own (the server)."""
         chat = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Message)
         name = "The conversation" if chat else "The prompt"
+        texts = [prompt] if isinstance(prompt, str) else [m.content for m in prompt if isinstance(m, Message)]
+        fewest = sum(map(self.tokenizer.fewest_tokens, texts))
+        if fewest > self.config.context_length:  # do not spend seconds on finding out how many exactly
+            raise ContextLengthError(
+                f"{name} has at least {fewest} tokens; the context of this model is "
+                f"{self.config.context_length} tokens for prompt and reply.",
+                "Shorten it.",
+            )
         return self._request(self.prompt_ids(prompt), params or SamplingParams(), chat=chat, name=name)
 
     def _deltas(self, request: Request) -> Iterator[Delta]:

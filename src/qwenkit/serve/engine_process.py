@@ -13,8 +13,10 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from qwenkit.core import (
@@ -36,7 +38,9 @@ if TYPE_CHECKING:
     from qwenkit.engine.request import Request
 
 TOKENIZER_THREADS = 2
+SCORING_THREADS = 1  # each has a KV cache of its own
 BEAT_S = 1.0
+_BROKEN = 70  # exit code; EX_SOFTWARE of sysexits.h
 
 
 def main() -> None:
@@ -92,6 +96,7 @@ class EngineServer:
         self._outbox = outbox
         self._tokenizing = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="qwenkit-tokenizer")
         self._embedding = ThreadPoolExecutor(1, thread_name_prefix="qwenkit-embedding")
+        self._scoring = ThreadPoolExecutor(SCORING_THREADS, thread_name_prefix="qwenkit-scoring")
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
     async def run(self, incoming: asyncio.Task[list[Any]], reader: asyncio.StreamReader) -> None:
@@ -157,6 +162,7 @@ class EngineServer:
         except ContextLengthError as error:
             self._outbox.put(m.Refused(id_, "context_length", error.problem, error.remedy))
         except QwenkitError as error:
+            self._check()
             self._outbox.put(m.Refused(id_, _kind(error), error.problem, error.remedy))
         except Exception as error:  # noqa: BLE001  one request's trouble must not end the others
             # The text of an exception may quote a prompt; its kind and place do not.
@@ -165,6 +171,7 @@ class EngineServer:
                 place = place.tb_next
             where = f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place else "?"
             print(f"qwenkit engine: {type(error).__name__} at {where}", file=sys.stderr, flush=True)
+            self._check()
             self._outbox.put(m.Refused(id_, "engine", f"The engine failed with {type(error).__name__}."))
 
     async def _generate(self, ask: m.Generate) -> None:
@@ -176,7 +183,7 @@ class EngineServer:
             text = await loop.run_in_executor(self._tokenizing, model.tokenizer.decode, ids)
         scores = None
         if ask.prompt_logprobs is not None:
-            scores = await loop.run_in_executor(None, prompt_scores, model, ids, ask.prompt_logprobs)
+            scores = await self._scores(ids, ask.prompt_logprobs)
         if not ask.generate:
             self._outbox.put(m.Accepted(ask.id, len(ids), text, scores))
             self._outbox.put(m.Done(ask.id, Usage(len(ids), 0), Timings()))
@@ -192,6 +199,14 @@ class EngineServer:
                 await self._outbox.drained()
         finally:
             stream.close()  # when cancelled, now, and not when the iterator is collected
+
+    async def _scores(self, ids: Sequence[int], top: int) -> tuple[m.PromptToken, ...]:
+        given_up = threading.Event()
+        work = partial(prompt_scores, self._model, ids, top, given_up)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._scoring, work)
+        finally:
+            given_up.set()  # a thread cannot be cancelled: it is told
 
     def _prepare(self, ask: m.Generate) -> Request:
         return self._model.prepare(ask.prompt, ask.params)
@@ -232,6 +247,13 @@ class EngineServer:
         while True:
             self._outbox.put(m.Beat(self.numbers()))
             await asyncio.sleep(BEAT_S)
+            self._check()
+
+    def _check(self) -> None:
+        """End the process if the engine has ended by a mistake in itself; nobody else would close it."""
+        if self._model.engine.closed:
+            print("qwenkit engine: it has ended by a mistake", file=sys.stderr, flush=True)
+            os._exit(_BROKEN)
 
 
 def _kind(error: QwenkitError) -> m.RefusalKind:

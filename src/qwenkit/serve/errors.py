@@ -101,7 +101,7 @@ def _too_long(problem: str) -> str:
 
 def invalid(error: QwenkitError) -> ServeError:
     """A request the engine's rules forbid; errors of SamplingParams begin with the field's name."""
-    named = re.match(r"(\w+)(?:=| contains )", error.problem)
+    named = re.match(r"(?:The )?(\w+)(?: value| token id)?(?:=| contains )", error.problem)
     param = named[1] if named else None
     return ServeError(error.problem, error.remedy, code="invalid_value", param=param)
 

@@ -18,12 +18,15 @@ BODY_SECONDS = 60.0  # a body that takes longer to arrive is given up
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """max_queue: prompts that may wait beside those that run. request_s: a reply's longest time, from
-    arrival to end. body_bytes: of a request. prompts: in one completion request. n: choices of one prompt.
-    stops, stop_characters: stop strings and the length of each. top_logprobs: alternatives at a token.
-    biases: entries of logit_bias. inputs: of one request for embeddings."""
+    arrival to end. step_s: a step's, after which the engine is started again; 0 never. body_bytes: of a
+    request. prompts: in one completion request. n: choices of one prompt. stops, stop_characters: stop
+    strings and the length of each. top_logprobs: alternatives at a token. biases: entries
+    of logit_bias, and of stop_token_ids. schema_characters: of a JSON schema. inputs: of one
+    request for embeddings."""
 
     max_queue: int = 128
     request_s: float = 600.0
+    step_s: float = 300.0
     body_bytes: int = 4 << 20
     prompts: int = 64
     n: int = 16
@@ -32,6 +35,7 @@ class Limits:
     top_logprobs: int = 20
     biases: int = 1024
     inputs: int = 2048
+    schema_characters: int = 256 * 1024
 
     def check(self, param: str, value: int, limit: int, what: str) -> None:
         """Raises ServeError naming the field, its value and the limit."""

@@ -12,11 +12,12 @@ from qwenkit.core import Message
 from qwenkit.serve.errors import ServeError
 from qwenkit.serve.formats import ChatFormat, Envelope
 from qwenkit.serve.generation import respond
+from qwenkit.serve.json_body import JSONRoute
 from qwenkit.serve.schemas import ChatMessage, ChatRequest
 from qwenkit.serve.service import service
 from qwenkit.serve.supervisor import Wish
 
-router = APIRouter()
+router = APIRouter(route_class=JSONRoute)
 
 _SILENT = ("name", "refusal", "tool_calls", "tool_call_id", "function_call", "audio", "annotations")
 
@@ -45,7 +46,7 @@ async def chat_completions(body: ChatRequest, http: Request) -> Response:
         limits,
         max_tokens=body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        grammar=body.grammar(),
+        grammar=body.grammar(limits),
     )
     envelope = Envelope(name, int(time.time()), here.fingerprint(here.card()), "chat", "chatcmpl")
     usage = body.stream_options is not None and bool(body.stream_options.include_usage)

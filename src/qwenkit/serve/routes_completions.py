@@ -12,11 +12,12 @@ from starlette.responses import Response
 from qwenkit.serve.errors import ServeError
 from qwenkit.serve.formats import Envelope, TextFormat
 from qwenkit.serve.generation import respond
+from qwenkit.serve.json_body import JSONRoute
 from qwenkit.serve.schemas import CompletionRequest
 from qwenkit.serve.service import service
 from qwenkit.serve.supervisor import Wish
 
-router = APIRouter()
+router = APIRouter(route_class=JSONRoute)
 
 
 @router.post("/v1/completions")

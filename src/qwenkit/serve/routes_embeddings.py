@@ -12,13 +12,14 @@ from starlette.responses import Response
 from qwenkit.serve.embeddings import embeddings_json
 from qwenkit.serve.errors import ServeError
 from qwenkit.serve.event_stream import ClientLeftError, compact, unless_left
+from qwenkit.serve.json_body import JSONRoute
 from qwenkit.serve.messages import Embedded
 from qwenkit.serve.record import record
 from qwenkit.serve.routes_completions import prompts_in
 from qwenkit.serve.schemas import EmbeddingRequest
 from qwenkit.serve.service import Service, service
 
-router = APIRouter()
+router = APIRouter(route_class=JSONRoute)
 
 
 @router.post("/v1/embeddings")

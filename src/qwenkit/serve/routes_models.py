@@ -8,12 +8,13 @@ from fastapi import APIRouter
 from starlette.requests import Request
 
 from qwenkit.serve.errors import ServeError
+from qwenkit.serve.json_body import JSONRoute
 from qwenkit.serve.messages import Prompt
 from qwenkit.serve.routes_chat import conversation
 from qwenkit.serve.schemas import DetokenizeRequest, TokenizeRequest
 from qwenkit.serve.service import Service, service
 
-router = APIRouter()
+router = APIRouter(route_class=JSONRoute)
 
 
 @router.get("/v1/models")

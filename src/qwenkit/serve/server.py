@@ -26,7 +26,7 @@ def serve(settings: ServeSettings, *, quiet: bool = False) -> None:
     Raises QwenkitError when the port is taken, or when the model cannot be loaded in the first place.
     """
     logs.configure(settings.log_format, settings.log_level)
-    supervisor = Supervisor(settings.engine)
+    supervisor = Supervisor(settings.engine, step_s=settings.limits.step_s)
     service = Service(settings, supervisor)
     listener = _listen(settings)
     server = _Server(service)

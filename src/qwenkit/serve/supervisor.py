@@ -24,12 +24,13 @@ from qwenkit.serve import messages as m
 from qwenkit.serve.errors import ServeError, engine_unavailable, refused
 from qwenkit.serve.keys import VARIABLE
 from qwenkit.serve.reply import Reply, ReplyGroup
+from qwenkit.serve.watchdog import Watchdog
 from qwenkit.serve.wire import Outbox, WireError, receive
 
 EngineState: TypeAlias = Literal["loading", "alive", "stalled", "restarting", "failed", "stopped"]
 
 COMMAND = (sys.executable, "-c", "from qwenkit.serve.engine_process import main; main()")
-STALLED_S = 10.0  # without a beat, of which there is one a second
+_TICK_S = 0.5  # between two looks of the watchdog
 _PAUSES_S = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
 _SETTLED_S = 60.0  # alive for so long, a death counts as the first again
 
@@ -73,10 +74,12 @@ class EngineClient(Protocol):
 class Supervisor:
     """`loaded` becomes the card of the model when it is first there, or the ServeError why it cannot be.
 
-    command: what to start; the descriptor of the socket is appended.
+    command: what to start; the descriptor of the socket is appended. step_s: see Watchdog.
     """
 
-    def __init__(self, config: m.EngineConfig, command: Sequence[str] = COMMAND) -> None:
+    def __init__(
+        self, config: m.EngineConfig, command: Sequence[str] = COMMAND, *, step_s: float = 0.0
+    ) -> None:
         self.card: m.ModelCard | None = None
         self.loaded: asyncio.Future[m.ModelCard] | None = None
         self._config = config
@@ -90,17 +93,17 @@ class Supervisor:
         self._state: EngineState = "loading"
         self._reason = ""
         self._restarts = 0
-        self._since = self._beat_at = 0.0
+        self._since = 0.0
+        self._watchdog = Watchdog(step_s)
         self._numbers = m.EngineNumbers()
 
     # Asking
 
     def health(self) -> Health:
         alive = self._state == "alive"
-        silent = time.monotonic() - self._beat_at
         state, reason = self._state, self._reason
-        if alive and silent > STALLED_S:
-            state, reason = "stalled", f"it has not been heard of for {silent:.0f} s"
+        if alive and (wrong := self._watchdog.stalled):
+            state, reason = "stalled", wrong
         pid = None if self._process is None else self._process.pid
         alive_s = time.monotonic() - self._since if alive else 0.0
         return Health(state, reason, self._restarts, pid, alive_s, self._numbers)
@@ -169,6 +172,7 @@ class Supervisor:
         deaths = 0
         while True:
             how = await self._run_once()
+            stalled = self._watchdog.hopeless
             if self._since and time.monotonic() - self._since > _SETTLED_S:
                 deaths = 0
             if self._state != "failed":
@@ -179,7 +183,7 @@ class Supervisor:
                     f"The engine's process {how} while it worked on this request.",
                     "It is being restarted; try again.",
                     status=503,
-                    code="engine_died",
+                    code="engine_stalled" if stalled else "engine_died",
                     retry_after=2,
                 )
             )
@@ -191,7 +195,11 @@ class Supervisor:
 
     async def _run_once(self) -> str:
         """One life of the process; returns how it ended."""
-        ours, theirs = socket.socketpair()
+        self._watchdog.begin()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            return f"did not start ({error.strerror})"
         environment = {**os.environ, "PYTHONSAFEPATH": "1"}  # nothing is imported from where we stand
         environment.pop(VARIABLE, None)  # the engine has no use for keys
         try:
@@ -209,7 +217,8 @@ class Supervisor:
         reader, writer = await asyncio.open_connection(sock=ours)
         reading = asyncio.create_task(self._read(reader, Outbox(writer)))
         ending = asyncio.get_running_loop().run_in_executor(None, process.wait)
-        both: list[asyncio.Future[Any]] = [reading, ending]
+        watching = asyncio.create_task(self._watch())
+        both: list[asyncio.Future[Any]] = [reading, ending, watching]
         try:
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)  # either is heard of at once
         finally:
@@ -218,9 +227,22 @@ class Supervisor:
                 self._state = "restarting"
             writer.close()
             reading.cancel()
+            watching.cancel()
             process.kill()
             code = await asyncio.shield(ending)
+        if self._watchdog.hopeless:
+            return f"was ended, for {self._watchdog.stalled},"
         return self._reason if self._state == "failed" else _how(code)
+
+    async def _watch(self) -> None:
+        """Returns when the engine hangs."""
+        before = time.monotonic()
+        while not self._watchdog.hopeless:
+            await asyncio.sleep(_TICK_S)
+            now = time.monotonic()
+            if self._state == "alive":  # loading takes as long as it takes
+                self._watchdog.passed(min(now - before, 2 * _TICK_S))
+            before = now
 
     async def _read(self, reader: asyncio.StreamReader, outbox: Outbox) -> None:
         outbox.put(self._config)
@@ -235,11 +257,12 @@ class Supervisor:
 
     def _take(self, message: Any, outbox: Outbox) -> None:
         if isinstance(message, m.Beat):
-            self._numbers, self._beat_at = message.numbers, time.monotonic()
+            self._numbers = message.numbers
+            self._watchdog.heard(message.numbers)
         elif isinstance(message, m.Ready):
             self.card, self._outbox = message.card, outbox
             self._state, self._reason = "alive", ""
-            self._since = self._beat_at = time.monotonic()
+            self._since = time.monotonic()
             if self.loaded is not None and not self.loaded.done():
                 self.loaded.set_result(message.card)
         elif isinstance(message, m.NotLoaded):

@@ -63,6 +63,7 @@ class Tokenizer:
         # tiktoken needs all 256 bytes. A vocabulary without some gets ids past its end for them, which
         # `encode` then refuses: they have no row in any embedding.
         bytes_missing = [bytes([b]) for b in range(256) if bytes([b]) not in self._ranks]
+        self._longest = max((len(token) for token in self._bytes_of_id if token), default=1)
         self._past_end = len(self._bytes_of_id)
         self._missing = {self._past_end + i: byte for i, byte in enumerate(bytes_missing)}
         self._encoding = tiktoken.Encoding(
@@ -259,6 +260,14 @@ class Tokenizer:
             elif part:
                 ids.extend(self._encode_ordinary(part))
         return ids
+
+    def fewest_tokens(self, text: str) -> int:
+        """No more than `encode` would give, found at the cost of counting bytes: none of its tokens is longer
+        than the longest."""
+        size = len(text.encode("utf-8", "replace"))
+        if self.nfc and not text.isascii():
+            size = len(to_nfc(replace_surrogates(text)).encode())
+        return -(-size // self._longest)
 
     def _allowed(self, allow_special: bool | Collection[str]) -> frozenset[str]:
         if allow_special is False:
