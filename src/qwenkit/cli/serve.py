@@ -34,6 +34,7 @@ def serve(
     cors_origin: Annotated[
         list[str] | None, typer.Option(help="Let web pages of this origin ask; may be repeated.")
     ] = None,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="Serve a page to chat on at /.")] = True,
     max_running: Annotated[int, typer.Option(min=1, help="Replies computed together.")] = 32,
     max_queue: Annotated[int, typer.Option(min=0, help="Prompts that may wait; more get a 429.")] = 128,
     max_choices: Annotated[int, typer.Option(min=1, help="Largest n of a request.")] = 16,
@@ -87,6 +88,7 @@ def serve(
         keys=Keys.read(api_key_file, os.environ),
         limits=limits,
         cors_origins=tuple(cors_origin or ()),
+        page=page,
         drain_s=drain_timeout,
         log_format=log_format,
         log_level=log_level,

@@ -14,6 +14,7 @@ from qwenkit.serve.errors import internal_error
 from qwenkit.serve.metrics import Metrics
 from qwenkit.serve.record import KEY, Record
 
+_UNINTERESTING = ("/health", "/ready", "/metrics", "/assets/{name}")
 _HARMLESS_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
@@ -59,7 +60,7 @@ class Access:
             metrics.rejections.labels(about.code).inc()
         logs.event(
             "request",
-            logging.DEBUG if route in ("/health", "/ready", "/metrics") else logging.INFO,
+            logging.DEBUG if route in _UNINTERESTING else logging.INFO,
             id=about.id,
             method=scope["method"],
             path=scope["path"][:200],

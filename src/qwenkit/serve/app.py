@@ -12,11 +12,19 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 import qwenkit
-from qwenkit.serve import routes_chat, routes_completions, routes_embeddings, routes_models, routes_status
+from qwenkit.serve import (
+    routes_chat,
+    routes_completions,
+    routes_embeddings,
+    routes_models,
+    routes_page,
+    routes_status,
+)
 from qwenkit.serve.access import Access
 from qwenkit.serve.errors import ServeError, on_http_exception, on_serve_error, on_validation_error
-from qwenkit.serve.keys import KeyCheck
+from qwenkit.serve.keys import OPEN_PATHS, KeyCheck
 from qwenkit.serve.limits import BodyLimit
+from qwenkit.serve.page_files import PageFiles
 from qwenkit.serve.service import Service
 
 
@@ -32,6 +40,7 @@ def create_app(service: Service) -> FastAPI:
             await service.engine.stop()
 
     settings = service.settings
+    page = PageFiles() if settings.page else None
     around = [Middleware(Access, metrics=service.metrics)]  # the outermost first
     if settings.cors_origins:
         around.append(
@@ -44,7 +53,7 @@ def create_app(service: Service) -> FastAPI:
             )
         )
     around += [
-        Middleware(KeyCheck, keys=settings.keys),
+        Middleware(KeyCheck, keys=settings.keys, open=OPEN_PATHS | (page.paths if page else frozenset())),
         Middleware(BodyLimit, limit=settings.limits.body_bytes),
     ]
     app = FastAPI(
@@ -63,4 +72,6 @@ def create_app(service: Service) -> FastAPI:
     app.state.service = service
     for routes in (routes_chat, routes_completions, routes_embeddings, routes_models, routes_status):
         app.include_router(routes.router)
+    if page is not None:
+        app.include_router(routes_page.router(page))
     return app

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -67,14 +67,15 @@ class Keys:
 
 
 class KeyCheck:
-    """ASGI middleware: 401 for whoever brings no key, except on OPEN_PATHS."""
+    """ASGI middleware: 401 for whoever brings no key, except on the `open` paths."""
 
-    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys, open: Collection[str] = OPEN_PATHS) -> None:
         self._app = app
         self._keys = keys
+        self._open = open
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._keys and scope["path"] not in OPEN_PATHS:
+        if scope["type"] == "http" and self._keys and scope["path"] not in self._open:
             given = dict(scope["headers"]).get(b"authorization", b"")
             if not self._keys.accept(given):
                 problem = "The API key is not known." if given else "There is no API key."

@@ -15,7 +15,7 @@ from qwenkit.serve.messages import EngineConfig
 class ServeSettings:
     """names: what clients may call the model beside its own name; the first is the one it answers with.
     port 0 takes a free one. drain_s: how long replies in progress may go on after a request to end.
-    cors_origins: web pages that may ask; none by default, "*" for all."""
+    cors_origins: web pages that may ask; none by default, "*" for all. page: serve the chat page at "/"."""
 
     engine: EngineConfig = field(default_factory=EngineConfig)
     host: str = "127.0.0.1"
@@ -24,6 +24,7 @@ class ServeSettings:
     keys: Keys = field(default_factory=Keys)
     limits: Limits = field(default_factory=Limits)
     cors_origins: tuple[str, ...] = ()
+    page: bool = True
     drain_s: float = 30.0
     log_format: LogFormat = "text"
     log_level: str = "info"
