@@ -23,12 +23,37 @@ _HOMES = {
     "Delta": "qwenkit.core",
     "Message": "qwenkit.core",
     "QwenkitError": "qwenkit.core",
+    "Tool": "qwenkit.core",
+    "ToolCall": "qwenkit.core",
+    "ToolChoice": "qwenkit.core",
 }
 
-__all__ = ["Completion", "Delta", "Grammar", "Message", "Qwen", "QwenkitError", "SamplingParams", "Tokenizer"]
+__all__ = [
+    "Completion",
+    "Delta",
+    "Grammar",
+    "Message",
+    "Qwen",
+    "QwenkitError",
+    "SamplingParams",
+    "Tokenizer",
+    "Tool",
+    "ToolCall",
+    "ToolChoice",
+]
 
 if TYPE_CHECKING:
-    from qwenkit.core import Completion, Delta, Grammar, Message, QwenkitError, SamplingParams
+    from qwenkit.core import (
+        Completion,
+        Delta,
+        Grammar,
+        Message,
+        QwenkitError,
+        SamplingParams,
+        Tool,
+        ToolCall,
+        ToolChoice,
+    )
     from qwenkit.engine import Qwen
     from qwenkit.text import Tokenizer
 

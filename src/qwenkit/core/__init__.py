@@ -21,8 +21,9 @@ from qwenkit.core.errors import (
 )
 from qwenkit.core.generation import DEFAULT_SYSTEM, GenerationConfig
 from qwenkit.core.grammar import Grammar
-from qwenkit.core.messages import History, Message, Role, ToolCall
+from qwenkit.core.messages import Control, History, Message, Role, ToolCall, Turn
 from qwenkit.core.sampling import SamplingParams
+from qwenkit.core.tools import Tool, ToolChoice, ToolUse
 
 __all__ = [
     "DEFAULT_SYSTEM",
@@ -31,6 +32,7 @@ __all__ = [
     "Completion",
     "ConfigError",
     "ContextLengthError",
+    "Control",
     "Delta",
     "DownloadError",
     "FinishReason",
@@ -45,7 +47,11 @@ __all__ = [
     "Timings",
     "TokenLogprob",
     "TokenizerError",
+    "Tool",
     "ToolCall",
+    "ToolChoice",
+    "ToolUse",
+    "Turn",
     "UnsupportedError",
     "Usage",
 ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from qwenkit.core.messages import ToolCall
+
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "abort"]
 
 
@@ -50,13 +52,17 @@ class Timings:
 
 @dataclass(frozen=True)
 class Choice:
-    """One continuation. `stop_reason` is the stop string or token id that ended it, if any."""
+    """One continuation. `stop_reason` is the stop string or token id that ended it, if any.
+
+    tool_calls: what the assistant asks for, where it was given tools; `text` is what it says besides.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     stop_reason: str | int | None = None
     logprobs: tuple[TokenLogprob, ...] | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,10 @@ class Completion:
     @property
     def finish_reason(self) -> FinishReason:
         return self.choices[0].finish_reason
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        return self.choices[0].tool_calls
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -93,6 +93,14 @@ class Grammar:
         _check_size("".join(rules) + grammar[at:], "Lark grammar, without its schemas,", MOST_RULE_BYTES)
         _check_size(grammar, "Lark grammar", MOST_CHOICE_BYTES)
         return Grammar("lark", grammar)
+
+    def schemas(self) -> Iterator[tuple[int, int]]:
+        """Where the JSON schemas of a Lark grammar begin and end in its text."""
+        end = 0
+        for found in _JSON.finditer(self.text):
+            if found.start() >= end:  # not in a string of the schema before
+                _, end = json.JSONDecoder().raw_decode(self.text, found.end())
+                yield found.end(), end
 
 
 def _check_text(value: object, what: str) -> None:

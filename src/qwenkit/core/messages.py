@@ -29,3 +29,22 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     name: str = ""
     tool_call_id: str = ""
+
+
+@dataclass(frozen=True)
+class Control:
+    """Text of a template that is one control token where the vocabulary has it, and plain text elsewhere."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A message as the model reads it; strings in `parts` are plain text, whatever they say.
+
+    open: the model goes on with this turn, which must be the last.
+    """
+
+    role: Literal["system", "user", "assistant"]
+    parts: tuple[str | Control, ...]
+    open: bool = False

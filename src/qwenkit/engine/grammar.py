@@ -271,11 +271,22 @@ def _source(grammar: Grammar) -> str:
         overrides: Any = _SCHEMA
         return LLMatcher.grammar_from_json_schema(grammar.text, overrides=overrides)
     if grammar.kind == "lark":
-        return LLMatcher.grammar_from_lark(grammar.text)
+        return LLMatcher.grammar_from_lark(_with_options(grammar))
     if grammar.kind == "choice":
         choices = json.loads(grammar.text)
         return LLMatcher.grammar_from_regex("|".join(_SPECIAL.sub(r"\\\g<0>", choice) for choice in choices))
     return LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(grammar.text, 'dw')}/")
+
+
+def _with_options(grammar: Grammar) -> str:
+    """A Lark grammar whose schemas are read as those that stand alone."""
+    text, done = "", 0
+    for start, end in grammar.schemas():
+        schema = json.loads(grammar.text[start:end])
+        _check_ranges(schema)
+        text += grammar.text[done:start] + json.dumps({"x-guidance": _SCHEMA, **schema})
+        done = end
+    return text + grammar.text[done:]
 
 
 def _check_ranges(schema: Any) -> None:
@@ -310,11 +321,22 @@ def _what(grammar: Grammar) -> str:
 
 def _refusal(grammar: Grammar, problem: str) -> RequestError:
     """What llguidance said, as a sentence, with the place in a schema that it is about."""
-    errors = [line[7:] for line in problem.split("\n") if line.startswith("error: ")]
-    reason = errors[-1] if errors else problem.split("\n")[0]
+    from llguidance import LLMatcher
+
     where = ""
     if grammar.kind == "json_schema":
         where = f" at {_place(json.loads(grammar.text), problem)}"
+    elif grammar.kind == "lark":
+        for start, end in grammar.schemas():
+            schema = grammar.text[start:end]
+            found = LLMatcher.validate_grammar(_source(Grammar("json_schema", schema)), limits=_limits())
+            if found:
+                before = grammar.text[:start].rpartition("\n")[2].removesuffix("%json").strip()
+                where = f" after {before[-80:]!r} at {_place(json.loads(schema), found)}"
+                problem = found
+                break
+    errors = [line[7:] for line in problem.split("\n") if line.startswith("error: ")]
+    reason = errors[-1] if errors else problem.split("\n")[0]
     return RequestError(
         f"{_what(grammar)} cannot be enforced{where}: {reason:.300}.",
         "See 'What can be enforced' in docs/structured.md.",

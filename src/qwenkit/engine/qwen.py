@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, TypeAlias, cast, overload
 
 import torch
 from torch import Tensor
@@ -26,6 +26,10 @@ from qwenkit.core import (
     Message,
     RequestError,
     SamplingParams,
+    Tool,
+    ToolChoice,
+    ToolUse,
+    Turn,
 )
 from qwenkit.engine.conversation import chat_context, messages_prompt, warn_base_model
 from qwenkit.engine.device import Placement, choose_dtype, find_device, parse_dtype
@@ -42,7 +46,12 @@ from qwenkit.engine.vocabulary import Vocabulary
 from qwenkit.model import CausalLM, ModelConfig, ntk_alpha
 from qwenkit.quant import Packing
 from qwenkit.text import Tokenizer, chatml
+from qwenkit.text.tools import Calling, ToolFormatName
+from qwenkit.text.tools import tool_format as choose_format
 
+Prompt: TypeAlias = str | Sequence[int] | Sequence[Message] | Sequence[Turn]
+
+_PLAIN = ("system", "user", "assistant")
 _SAMPLING_NAMES = tuple(field.name for field in fields(SamplingParams))
 
 
@@ -229,11 +238,33 @@ class Qwen:
         return self._deltas(self._chat_request(query, history, system, max_window_size, asked))
 
     def complete_chat(
-        self, messages: Sequence[Message], params: SamplingParams | None = None, **sampling: Any
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Tool] = (),
+        tool_choice: ToolChoice | None = None,
+        tool_format: ToolFormatName = "auto",
+        **sampling: Any,
     ) -> Completion:
-        """The assistant's next turn after `messages`; nothing is trimmed."""
-        request = self._messages_request(messages, _merge(params, sampling))
-        return self.engine.submit(request, wait=True).result()
+        """The assistant's next turn after `messages`; nothing is trimmed.
+
+        tools: what it may ask to be called (Choice.tool_calls), with arguments that follow their schemas;
+        tool_choice: whether it must. tool_format: auto is what the model was trained on.
+        """
+        asked = _merge(params, sampling)
+        if not tools and tool_choice is None and all(m.role in _PLAIN and not m.tool_calls for m in messages):
+            request = self._messages_request(messages, asked)
+            return self.engine.submit(request, wait=True).result()
+        self._warn_base()
+        calling = Calling(
+            choose_format(tool_format, self.tokenizer),
+            ToolUse(tuple(tools), tool_choice or ToolChoice()),
+            asked.grammar,
+        )
+        turns = calling.turns(messages, self.generation.default_system)
+        request = self.prepare(turns, replace(asked, grammar=calling.grammar()))
+        return calling.read(self.engine.submit(request, wait=True).result())
 
     def stream_messages(
         self, messages: Sequence[Message], params: SamplingParams | None = None, **sampling: Any
@@ -390,21 +421,19 @@ class Qwen:
 
     # From words to requests
 
-    def prompt_ids(
-        self, prompt: str | Sequence[int] | Sequence[Message], *, parse_special: bool = False
-    ) -> list[int]:
-        """The tokens of a prompt: a text as it stands, token ids, or messages in the chat template."""
+    def prompt_ids(self, prompt: Prompt, *, parse_special: bool = False) -> list[int]:
+        """The tokens of a prompt: a text as it stands, token ids, messages or turns in the chat template."""
         if isinstance(prompt, str):
             return self._encode(prompt, parse_special)
         if prompt and isinstance(prompt[0], Message):
             return messages_prompt(self.tokenizer, self.generation, cast(Sequence[Message], prompt))
+        if prompt and isinstance(prompt[0], Turn):
+            return chatml.encode_turns(self.tokenizer, cast(Sequence[Turn], prompt))
         return list(cast(Sequence[int], prompt))
 
-    def prepare(
-        self, prompt: str | Sequence[int] | Sequence[Message], params: SamplingParams | None = None
-    ) -> Request:
+    def prepare(self, prompt: Prompt, params: SamplingParams | None = None) -> Request:
         """A checked request for `engine.submit`, for who runs streams of its own (the server)."""
-        chat = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Message)
+        chat = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], (Message, Turn))
         name = "The conversation" if chat else "The prompt"
         texts = [prompt] if isinstance(prompt, str) else [m.content for m in prompt if isinstance(m, Message)]
         fewest = sum(map(self.tokenizer.fewest_tokens, texts))

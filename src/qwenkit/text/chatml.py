@@ -2,16 +2,16 @@
 
 A turn is `<|im_start|>{role}\\n{content}<|im_end|>`, turns are joined by a newline (reference: chat
 section 1). Role and content are encoded apart and content never as control tokens. Tool messages are
-turned into these three roles elsewhere (react).
+turned into these three roles elsewhere (tools).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
-from qwenkit.core import DEFAULT_SYSTEM, History, Message, RequestError
+from qwenkit.core import DEFAULT_SYSTEM, Control, History, Message, RequestError, Turn
 from qwenkit.text.tokenizer import Tokenizer
 
 ChatFormat = Literal["chatml", "raw"]
@@ -38,10 +38,7 @@ def render(
     Raises RequestError for no messages, other roles, tool calls, or a system message that is not first.
     """
     turns = _turns(messages, default_system, continue_last)
-    text = _NEWLINE.join(f"{_START}{turn.role}\n{turn.content}{_END}" for turn in turns)
-    if continue_last:
-        return text.removesuffix(_END)
-    return f"{text}\n{_START}assistant\n" if add_generation_prompt else text
+    return render_turns(turns, add_generation_prompt=add_generation_prompt)
 
 
 def encode(
@@ -53,11 +50,30 @@ def encode(
     continue_last: bool = False,
 ) -> list[int]:
     """The prompt as token ids; arguments and errors as in `render`."""
+    turns = _turns(messages, default_system, continue_last)
+    return encode_turns(tokenizer, turns, add_generation_prompt=add_generation_prompt)
+
+
+def render_turns(turns: Sequence[Turn], *, add_generation_prompt: bool = True) -> str:
+    """As `render`, of turns that need no template any more."""
+    texts = ["".join(p if isinstance(p, str) else p.text for p in turn.parts) for turn in turns]
+    text = _NEWLINE.join(
+        f"{_START}{turn.role}\n{said}{_END}" for turn, said in zip(turns, texts, strict=True)
+    )
+    if turns[-1].open:
+        return text.removesuffix(_END)
+    return f"{text}\n{_START}assistant\n" if add_generation_prompt else text
+
+
+def encode_turns(
+    tokenizer: Tokenizer, turns: Sequence[Turn], *, add_generation_prompt: bool = True
+) -> list[int]:
+    """As `encode`, of turns that need no template any more."""
     newline = tokenizer.encode(_NEWLINE)
     ids: list[int] = []
-    for turn in _turns(messages, default_system, continue_last):
-        ids += (newline if ids else []) + _turn_ids(tokenizer, turn.role, turn.content)
-    if continue_last:
+    for turn in turns:
+        ids += (newline if ids else []) + _turn_ids(tokenizer, turn.role, *turn.parts)
+    if turns[-1].open:
         return ids[:-1]
     if add_generation_prompt:
         ids += [*newline, tokenizer.im_start_id, *tokenizer.encode("assistant"), *newline]
@@ -148,7 +164,7 @@ def encode_training(
     labels: list[int] = []
     for turn in _turns(messages, default_system):
         head = [tokenizer.im_start_id, *tokenizer.encode(turn.role), *newline]
-        body = [*tokenizer.encode(turn.content), tokenizer.im_end_id]
+        body = [*_content_ids(tokenizer, turn.parts), tokenizer.im_end_id]
         ids += head + body + newline
         learned = body if turn.role == "assistant" else [IGNORED] * len(body)
         labels += [IGNORED] * len(head) + learned + [IGNORED] * len(newline)
@@ -196,17 +212,30 @@ def jinja_template(default_system: str = DEFAULT_SYSTEM) -> str:
     )
 
 
-def _turn_ids(tokenizer: Tokenizer, role: str, content: str) -> list[int]:
+def _turn_ids(tokenizer: Tokenizer, role: str, *parts: str | Control) -> list[int]:
     return [
         tokenizer.im_start_id,
         *tokenizer.encode(role),
         *tokenizer.encode(_NEWLINE),
-        *tokenizer.encode(content),
+        *_content_ids(tokenizer, parts),
         tokenizer.im_end_id,
     ]
 
 
-def _turns(messages: Sequence[Message], default_system: str, continue_last: bool = False) -> list[Message]:
+def _content_ids(tokenizer: Tokenizer, parts: Sequence[str | Control]) -> list[int]:
+    """Text between control tokens is encoded in one, as it is when a template was rendered first."""
+    ids: list[int] = []
+    text = ""
+    for part in parts:
+        if isinstance(part, Control) and part.text in tokenizer.special_tokens:
+            ids += [*tokenizer.encode(text), tokenizer.special_id(part.text)]
+            text = ""
+        else:
+            text += part if isinstance(part, str) else part.text
+    return ids + tokenizer.encode(text)
+
+
+def _turns(messages: Sequence[Message], default_system: str, continue_last: bool = False) -> list[Turn]:
     if not messages:
         raise RequestError("The conversation has no messages.", "Give at least one user message.")
     for i, message in enumerate(messages):
@@ -214,7 +243,7 @@ def _turns(messages: Sequence[Message], default_system: str, continue_last: bool
             what = "tool calls" if message.tool_calls else f"role {message.role!r}"
             raise RequestError(
                 f"Message {i} has {what}, which chatml cannot express.",
-                "Convert tool messages to user and assistant turns first (qwenkit.text.react).",
+                "Convert tool messages to user and assistant turns first (qwenkit.text.tools).",
             )
         if message.role == "system" and i:
             raise RequestError(f"Message {i} has role 'system'.", "Only the first message may have it.")
@@ -223,6 +252,9 @@ def _turns(messages: Sequence[Message], default_system: str, continue_last: bool
             f"The last message has role {messages[-1].role!r} and cannot be continued.",
             "Only an assistant message can.",
         )
-    if messages[0].role == "system":
-        return list(messages)
-    return [Message("system", default_system), *messages]
+    turns = [] if messages[0].role == "system" else [Turn("system", (default_system,))]
+    last = len(messages) - 1 if continue_last else -1
+    for i, message in enumerate(messages):
+        role = cast(Literal["system", "user", "assistant"], message.role)
+        turns.append(Turn(role, (message.content,), open=i == last))
+    return turns
