@@ -56,12 +56,17 @@ def messages_prompt(
     tokenizer: Tokenizer, generation: GenerationConfig, messages: Sequence[Message]
 ) -> list[int]:
     """The ChatML prompt for the assistant's turn after `messages`. Raises RequestError, as chatml.encode."""
+    check_messages(messages)
+    return chatml.encode(tokenizer, messages, default_system=generation.default_system)
+
+
+def check_messages(messages: Sequence[Message]) -> None:
+    """Raise RequestError unless they are messages."""
     for i, message in enumerate(messages):
         if not isinstance(message, Message):
             raise RequestError(
                 f"Message {i} is {type(message).__name__}.", "Give Message(role, content) objects."
             )
-    return chatml.encode(tokenizer, messages, default_system=generation.default_system)
 
 
 def warn_base_model(name: str, stacklevel: int) -> None:

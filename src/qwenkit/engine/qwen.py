@@ -31,7 +31,7 @@ from qwenkit.core import (
     ToolUse,
     Turn,
 )
-from qwenkit.engine.conversation import chat_context, messages_prompt, warn_base_model
+from qwenkit.engine.conversation import chat_context, check_messages, messages_prompt, warn_base_model
 from qwenkit.engine.device import Placement, choose_dtype, find_device, parse_dtype
 from qwenkit.engine.draft_model import check_same_vocabulary
 from qwenkit.engine.embed import Pooling, check_inputs, embed
@@ -46,12 +46,11 @@ from qwenkit.engine.vocabulary import Vocabulary
 from qwenkit.model import CausalLM, ModelConfig, ntk_alpha
 from qwenkit.quant import Packing
 from qwenkit.text import Tokenizer, chatml
-from qwenkit.text.tools import Calling, ToolFormatName
+from qwenkit.text.tools import Calling, ToolFormatName, about_calls
 from qwenkit.text.tools import tool_format as choose_format
 
 Prompt: TypeAlias = str | Sequence[int] | Sequence[Message] | Sequence[Turn]
 
-_PLAIN = ("system", "user", "assistant")
 _SAMPLING_NAMES = tuple(field.name for field in fields(SamplingParams))
 
 
@@ -253,7 +252,8 @@ class Qwen:
         tool_choice: whether it must. tool_format: auto is what the model was trained on.
         """
         asked = _merge(params, sampling)
-        if not tools and tool_choice is None and all(m.role in _PLAIN and not m.tool_calls for m in messages):
+        check_messages(messages)
+        if not tools and tool_choice is None and not any(map(about_calls, messages)):
             request = self._messages_request(messages, asked)
             return self.engine.submit(request, wait=True).result()
         self._warn_base()

@@ -99,6 +99,11 @@ class Calling:
         return replace(choice, text=spoken.content, tool_calls=calls, finish_reason=reason)
 
 
+def about_calls(message: Message) -> bool:
+    """Whether it holds calls or is the result of one, which the plain template cannot say."""
+    return bool(message.tool_calls) or message.role in ("tool", "function")
+
+
 def new_id() -> str:
     """An id for a call, as OpenAI's look."""
     return f"call_{secrets.token_hex(12)}"
