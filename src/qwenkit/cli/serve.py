@@ -31,6 +31,18 @@ def serve(
     api_key_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Keys that open the server, one a line.")
     ] = None,
+    rate_limit: Annotated[
+        int, typer.Option(min=0, help="Requests a minute of each key, or address without keys; 0: no limit.")
+    ] = 0,
+    token_rate_limit: Annotated[
+        int, typer.Option(min=0, help="Tokens a minute of each, prompts and replies; 0: no limit.")
+    ] = 0,
+    tls_cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Speak TLS with this certificate (PEM).")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The certificate's key (PEM, no password).")
+    ] = None,
     cors_origin: Annotated[
         list[str] | None, typer.Option(help="Let web pages of this origin ask; may be repeated.")
     ] = None,
@@ -42,6 +54,9 @@ def serve(
     request_timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds a reply may take, waiting included.")
     ] = 600.0,
+    idle_timeout: Annotated[
+        int, typer.Option(min=1, help="Seconds a connection may be open without a request.")
+    ] = 30,
     step_timeout: Annotated[
         float, typer.Option(min=0, help="Seconds a step may take before the engine is restarted; 0 waits.")
     ] = 300.0,
@@ -77,7 +92,8 @@ def serve(
 
     limits = Limits(
         max_queue=max_queue, n=max_choices, body_bytes=max_body, request_s=request_timeout,
-        step_s=step_timeout,
+        step_s=step_timeout, idle_s=idle_timeout,
+        requests_a_minute=rate_limit, tokens_a_minute=token_rate_limit,
     )  # fmt: skip
     engine = {**options.loading(ctx), "max_running": max_running, "max_waiting": max_running + max_queue}
     settings = ServeSettings(
@@ -87,6 +103,8 @@ def serve(
         names=tuple(served_name or ()),
         keys=Keys.read(api_key_file, os.environ),
         limits=limits,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
         cors_origins=tuple(cors_origin or ()),
         page=page,
         drain_s=drain_timeout,

@@ -23,8 +23,9 @@ from qwenkit.serve import (
 from qwenkit.serve.access import Access
 from qwenkit.serve.errors import ServeError, on_http_exception, on_serve_error, on_validation_error
 from qwenkit.serve.keys import OPEN_PATHS, KeyCheck
-from qwenkit.serve.limits import BodyLimit
+from qwenkit.serve.limits import BodyLimit, Limits
 from qwenkit.serve.page_files import PageFiles
+from qwenkit.serve.rates import RateLimit
 from qwenkit.serve.service import Service
 
 
@@ -54,7 +55,8 @@ def create_app(service: Service) -> FastAPI:
         )
     around += [
         Middleware(KeyCheck, keys=settings.keys, open=OPEN_PATHS | (page.paths if page else frozenset())),
-        Middleware(BodyLimit, limit=settings.limits.body_bytes),
+        *_rates(settings.limits),
+        Middleware(BodyLimit, limit=settings.limits.body_bytes, idle=settings.limits.idle_s),
     ]
     app = FastAPI(
         title="qwenkit",
@@ -75,3 +77,9 @@ def create_app(service: Service) -> FastAPI:
     if page is not None:
         app.include_router(routes_page.router(page))
     return app
+
+
+def _rates(limits: Limits) -> list[Middleware]:
+    if not limits.requests_a_minute and not limits.tokens_a_minute:
+        return []
+    return [Middleware(RateLimit, requests=limits.requests_a_minute, tokens=limits.tokens_a_minute)]

@@ -55,6 +55,7 @@ class _Run:
         self._record = record(http.scope)
         self._service = service
         self._began = time.monotonic()
+        self._record.prompt_tokens = self._record.completion_tokens = 0
         self._last: dict[tuple[int, int], float] = {}
         service.groups.add(group)
         self._timer = asyncio.get_running_loop().call_later(self.seconds, self._too_long)
@@ -68,6 +69,7 @@ class _Run:
     async def events(
         self, accepted: Sequence[Accepted], format: Format, usage: bool
     ) -> AsyncIterator[dict[str, Any]]:
+        self._took(accepted)
         for chunk in format.opening(accepted):
             yield chunk
         async for prompt, delta in self.group.deltas():
@@ -79,6 +81,7 @@ class _Run:
             yield format.usage_chunk(total)
 
     async def collect(self, accepted: Sequence[Accepted], format: Format) -> dict[str, Any]:
+        self._took(accepted)
         written: dict[tuple[int, int], Written] = {}
         texts: dict[tuple[int, int], list[str]] = {}
         async for prompt, delta in self.group.deltas():
@@ -105,8 +108,12 @@ class _Run:
         self._record.completion_tokens = total.completion_tokens
         return total
 
+    def _took(self, accepted: Sequence[Accepted]) -> None:
+        self._record.prompt_tokens = sum(one.prompt_tokens for one in accepted)
+
     def _time(self, prompt: int, index: int, tokens: int) -> None:
         now, key = time.monotonic(), (prompt, index)
+        self._record.completion_tokens = (self._record.completion_tokens or 0) + tokens
         metrics = self._service.metrics
         if key in self._last:
             metrics.inter_token.observe((now - self._last[key]) / max(1, tokens))

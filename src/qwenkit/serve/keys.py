@@ -16,6 +16,9 @@ VARIABLE = "QWENKIT_API_KEYS"
 OPEN_PATHS = frozenset({"/health", "/ready"})
 """Asked by machines that watch over the server and have no key; they tell nothing about anybody."""
 
+WHICH = "qwenkit.key"
+"""Of a request's scope: the number of its key."""
+
 _SHORTEST = 8  # characters; less is a slip, as an empty line's remains would be
 
 
@@ -57,13 +60,13 @@ class Keys:
             )
         return cls(found)
 
-    def accept(self, authorization: bytes) -> bool:
-        """Whether the value of an Authorization header, `Bearer KEY`, has one of the keys."""
+    def accept(self, authorization: bytes) -> int | None:
+        """Which of the keys the value of an Authorization header, `Bearer KEY`, has; None if it has none."""
         scheme, _, key = authorization.partition(b" ")
         digest = _digest(key.strip())
         # Every key is looked at, whichever fits: the time taken tells nothing.
         fits = [hmac.compare_digest(digest, known) for known in self._digests]
-        return any(fits) and scheme.lower() == b"bearer"
+        return fits.index(True) if any(fits) and scheme.lower() == b"bearer" else None
 
 
 class KeyCheck:
@@ -77,13 +80,15 @@ class KeyCheck:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self._keys and scope["path"] not in self._open:
             given = dict(scope["headers"]).get(b"authorization", b"")
-            if not self._keys.accept(given):
+            which = self._keys.accept(given)
+            if which is None:
                 problem = "The API key is not known." if given else "There is no API key."
                 error = ServeError(
                     problem, "Send it as: Authorization: Bearer KEY.", status=401, code="invalid_api_key"
                 )
                 await error.send(scope, receive, send)
                 return
+            scope[WHICH] = which
         await self._app(scope, receive, send)
 
 

@@ -17,15 +17,19 @@ BODY_SECONDS = 60.0  # a body that takes longer to arrive is given up
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """max_queue: prompts that may wait beside those that run. request_s: a reply's longest time, from
-    arrival to end. step_s: a step's, after which the engine is started again; 0 never. body_bytes: of a
-    request. prompts: in one completion request. n: choices of one prompt. stops, stop_characters: stop
-    strings and the length of each. top_logprobs: alternatives at a token. biases: entries
-    of logit_bias, and of stop_token_ids. schema_characters: of a JSON schema. inputs: of one
-    request for embeddings."""
+    """max_queue: prompts that may wait beside those that run. requests_a_minute, tokens_a_minute: of each
+    client, 0 is no limit. request_s: a reply's longest time, from arrival to end. idle_s: a connection's
+    without a request, and a body's without a byte. step_s: a step's, after which the engine is started again;
+    0 never. body_bytes: of a request. prompts: in one completion request. n: choices of one prompt. stops,
+    stop_characters: stop strings and the length of each. top_logprobs: alternatives at a token. biases:
+    entries of logit_bias, and of stop_token_ids. schema_characters: of a JSON schema. inputs: of one request
+    for embeddings."""
 
     max_queue: int = 128
+    requests_a_minute: int = 0
+    tokens_a_minute: int = 0
     request_s: float = 600.0
+    idle_s: int = 30
     step_s: float = 300.0
     body_bytes: int = 4 << 20
     prompts: int = 64
@@ -86,9 +90,12 @@ class Admission:
 class BodyLimit:
     """ASGI middleware: refuses a body that is too large, before or while it arrives, or too slow."""
 
-    def __init__(self, app: ASGIApp, limit: int, seconds: float = BODY_SECONDS) -> None:
+    def __init__(
+        self, app: ASGIApp, limit: int, idle: float = BODY_SECONDS, seconds: float = BODY_SECONDS
+    ) -> None:
         self._app = app
         self._limit = limit
+        self._idle = idle
         self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -115,10 +122,12 @@ class BodyLimit:
         size, deadline = 0, time.monotonic() + self._seconds
         while True:
             try:
-                message = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
+                left = max(0.0, deadline - time.monotonic())
+                message = await asyncio.wait_for(receive(), min(left, self._idle))
             except asyncio.TimeoutError:
+                took = self._seconds if left < self._idle else self._idle
                 raise ServeError(
-                    f"The body took longer than {self._seconds:.0f} s to arrive.",
+                    f"The body took longer than {took:g} s to arrive.",
                     status=408,
                     code="body_timeout",
                 ) from None

@@ -12,10 +12,12 @@ import uvicorn
 from qwenkit.core import QwenkitError
 from qwenkit.serve import logs
 from qwenkit.serve.app import create_app
+from qwenkit.serve.connections import Connection, raise_file_limit
 from qwenkit.serve.errors import engine_unavailable
 from qwenkit.serve.service import Service
 from qwenkit.serve.settings import ServeSettings
 from qwenkit.serve.supervisor import Supervisor
+from qwenkit.serve.tls import check_tls
 
 _FORCED_S = 5  # between the end of replies and the end of connections that still do not close
 
@@ -28,10 +30,13 @@ def serve(settings: ServeSettings, *, quiet: bool = False) -> None:
     logs.configure(settings.log_format, settings.log_level)
     supervisor = Supervisor(settings.engine, step_s=settings.limits.step_s)
     service = Service(settings, supervisor)
+    check_tls(settings)
+    raise_file_limit()
     listener = _listen(settings)
     server = _Server(service)
     host, port = listener.getsockname()[:2]
-    where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    scheme = "http" if settings.tls_cert is None else "https"
+    where = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
     if settings.exposed and not settings.keys:
         _say(f"warning: anyone who reaches {host} may use this server; give keys with --api-key-file.")
     if not quiet:
@@ -66,7 +71,11 @@ class _Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                timeout_keep_alive=30,
+                http=Connection,
+                ws="none",
+                ssl_certfile=settings.tls_cert,
+                ssl_keyfile=settings.tls_key,
+                timeout_keep_alive=settings.limits.idle_s,
                 timeout_graceful_shutdown=round(settings.drain_s) + _FORCED_S,
             )
         )
@@ -129,6 +138,9 @@ def _listen(settings: ServeSettings) -> socket.socket:
         family, kind, protocol, _, address = found[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # who reads nothing does not keep a connection for ever
+            patience = settings.limits.request_s + settings.limits.idle_s
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(patience * 1000))
         listener.bind(address)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from qwenkit.serve.keys import Keys
 from qwenkit.serve.limits import Limits
@@ -13,9 +14,10 @@ from qwenkit.serve.messages import EngineConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ServeSettings:
-    """names: what clients may call the model beside its own name; the first is the one it answers with.
-    port 0 takes a free one. drain_s: how long replies in progress may go on after a request to end.
-    cors_origins: web pages that may ask; none by default, "*" for all. page: serve the chat page at "/"."""
+    """names: what clients may call the model beside its own name; the first is the one it answers with. port
+    0 takes a free one. drain_s: how long replies in progress may go on after a request to end. tls_cert,
+    tls_key: PEM files, together or not at all. cors_origins: web pages that may ask; none by default, "*" for
+    all. page: serve the chat page at "/"."""
 
     engine: EngineConfig = field(default_factory=EngineConfig)
     host: str = "127.0.0.1"
@@ -23,6 +25,8 @@ class ServeSettings:
     names: tuple[str, ...] = ()
     keys: Keys = field(default_factory=Keys)
     limits: Limits = field(default_factory=Limits)
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     cors_origins: tuple[str, ...] = ()
     page: bool = True
     drain_s: float = 30.0
