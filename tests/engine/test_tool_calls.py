@@ -11,7 +11,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_constrained import SCHEMAS
 
-from qwenkit.core import Grammar, Message, RequestError, SamplingParams, Tool, ToolChoice, ToolUse
+from qwenkit.core import (
+    ContextLengthError,
+    Grammar,
+    Message,
+    RequestError,
+    SamplingParams,
+    Tool,
+    ToolChoice,
+    ToolUse,
+)
 from qwenkit.engine import Qwen
 from qwenkit.model import CausalLM, ModelConfig
 from qwenkit.text import Tokenizer
@@ -215,3 +224,9 @@ def test_a_schema_that_cannot_be_enforced_is_named(qwen):
     bad = Tool("bad_one", "", {"type": "object", "properties": {"x": {"not": {}}}})
     with pytest.raises(RequestError, match=r"bad_one.*#/properties/x"):
         qwen.complete_chat([Message("user", "x")], tools=(FLAT, bad))
+
+
+def test_a_result_of_a_tool_too_long_to_tokenize_is_refused_before(qwen):
+    messages = [Message("user", "Go"), Message("tool", " " * 1_000_000, name="flat")]
+    with pytest.raises(ContextLengthError, match="has at least"):
+        qwen.complete_chat(messages, tools=[FLAT])

@@ -435,8 +435,7 @@ class Qwen:
         """A checked request for `engine.submit`, for who runs streams of its own (the server)."""
         chat = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], (Message, Turn))
         name = "The conversation" if chat else "The prompt"
-        texts = [prompt] if isinstance(prompt, str) else [m.content for m in prompt if isinstance(m, Message)]
-        fewest = sum(map(self.tokenizer.fewest_tokens, texts))
+        fewest = sum(map(self.tokenizer.fewest_tokens, _texts(prompt)))
         if fewest > self.config.context_length:  # do not spend seconds on finding out how many exactly
             raise ContextLengthError(
                 f"{name} has at least {fewest} tokens; the context of this model is "
@@ -507,3 +506,15 @@ def _merge(params: SamplingParams | None, sampling: Mapping[str, Any]) -> Sampli
     if unknown:
         raise TypeError(f"Unknown sampling parameter {unknown[0]!r}; known are {', '.join(_SAMPLING_NAMES)}.")
     return replace(SamplingParams() if params is None else params, **sampling)
+
+
+def _texts(prompt: Prompt) -> Iterator[str]:
+    """What of a prompt is still to be tokenized, template aside."""
+    if isinstance(prompt, str):
+        yield prompt
+        return
+    for one in prompt:
+        if isinstance(one, Message):
+            yield one.content
+        elif isinstance(one, Turn):
+            yield from (part for part in one.parts if isinstance(part, str))
