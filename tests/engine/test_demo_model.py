@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from qwenkit.core import Infill, SamplingParams
 from qwenkit.engine import Qwen
 
 pytestmark = pytest.mark.model
@@ -43,3 +44,10 @@ def test_rows_without_text_are_masked(demo):
     assert len(demo.tokenizer) < demo.config.vocab_size
     hot = demo.generate("x", temperature=100.0, seed=0, max_tokens=60, ignore_eos=True)
     assert len(hot.token_ids) == 60
+
+
+def test_it_fills_in_the_middle(demo):
+    gap = Infill("def multiply(a, b):\n    return", "\n\n\nprint(multiply(3, 4))  # 12\n")
+    request = demo.prepare(gap, SamplingParams(temperature=0, max_tokens=20))
+    text = demo.engine.submit(request).result().text
+    assert text.strip().startswith("a * b")

@@ -110,6 +110,8 @@ def test_what_has_no_vector_is_refused(tiny_qwen2: CausalLM, byte_tokenizer: Tok
     assert qwen.embedding_limit == 64
     with pytest.raises(ContextLengthError, match="Input 2 of 2 has 65 tokens; the limit is 64"):
         qwen.embed(["a", "b" * 65])
+    with pytest.raises(ContextLengthError, match="Input 1 of 1 has at least"):
+        qwen.embed("b" * 100_000)
     with pytest.raises(RequestError, match="Input 1 of 1 is empty"):
         qwen.embed("")
     with pytest.raises(RequestError, match="Input 2 of 2 contains token id 999"):

@@ -21,6 +21,7 @@ from qwenkit.serve.logprobs import TextLogprobs, chat_logprobs
 from qwenkit.serve.messages import Accepted, Piece, PromptToken
 from qwenkit.serve.reply import Reply, ReplyGroup
 from qwenkit.serve.supervisor import Health
+from qwenkit.serve.written import Written, best
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HI = [{"role": "user", "content": "hi"}]
@@ -64,6 +65,24 @@ def test_a_text_completion_of_several_prompts() -> None:
     assert [c["index"] for c in body["choices"]] == [0, 1, 2, 3]
     assert {c["text"] for c in body["choices"]} == {"promptHello 中"}
     assert body["usage"]["completion_tokens"] == 12
+
+
+def test_the_best_of_several_are_those_with_the_likeliest_tokens() -> None:
+    def written(text: str, *values: float) -> Written:
+        return Written(text, [TokenLogprob(0, b"", value) for value in values])
+
+    choices = {
+        (0, 0): written("even", -2.0, -2.0),
+        (0, 1): written("short", -3.0),
+        (0, 2): written("long", -1.0, -1.0, -1.0, -1.0, -1.0),
+        (0, 3): written("empty"),
+        (1, 0): written("impossible", -float("inf")),
+        (1, 1): written("other", -9.0),
+    }
+    kept = best(choices, 2)
+    assert {key: one.text for key, one in kept.items()} == {
+        (0, 0): "long", (0, 1): "even", (1, 0): "other", (1, 1): "impossible",
+    }  # fmt: skip
 
 
 def test_an_error_in_a_stream_is_an_event_and_there_is_no_done() -> None:

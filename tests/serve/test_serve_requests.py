@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 from standin_engine import StandInEngine, ask, post
 
-from qwenkit.core import Grammar, Message
+from qwenkit.core import Grammar, Infill, Message
 from qwenkit.serve.limits import Limits
 from qwenkit.serve.schemas import UNSUPPORTED
 
@@ -68,7 +69,9 @@ def error(answer: httpx.Response, status: int = 400) -> dict[str, Any]:
          "json_schema": {"name": "x", "schema": {"$ref": "http://a/b"}}}}, "response_format",
          "invalid_value"),
         (TEXT, {"prompt": "a", "suffix": "b"}, "suffix", "unsupported_parameter"),
-        (TEXT, {"prompt": "a", "best_of": 2}, "best_of", "unsupported_parameter"),
+        (TEXT, {"prompt": "a", "n": 3, "best_of": 2}, "best_of", "invalid_value"),
+        (TEXT, {"prompt": "a", "best_of": 17}, "best_of", "limit_exceeded"),
+        (TEXT, {"prompt": "a", "best_of": 2, "stream": True}, "best_of", "invalid_value"),
         (TEXT, {"prompt": [1, "a"]}, "prompt", "invalid_value"),
         (TEXT, {"prompt": ["a"] * 65}, "prompt", "limit_exceeded"),
         (TEXT, {"prompt": "a", "max_tokens": 0}, "max_tokens", "invalid_value"),
@@ -83,11 +86,20 @@ def test_what_is_wrong_is_named(path: str, body: dict[str, Any], param: str, cod
 
 @pytest.mark.parametrize("name", UNSUPPORTED)
 def test_unsupported_fields_are_refused_by_name_unless_they_ask_for_nothing(name: str) -> None:
-    path = TEXT if name in ("suffix", "best_of") else CHAT
-    body: dict[str, Any] = {"prompt": "a"} if path == TEXT else {"messages": HI}
-    assert error(post(path, **body, **{name: {"a": ["thing"]}}))["param"] == name
+    assert error(post(CHAT, messages=HI, **{name: {"a": ["thing"]}}))["param"] == name
     for harmless in (None, *UNSUPPORTED[name][1]):
-        assert post(path, **body, **{name: harmless}).status_code == 200
+        assert post(CHAT, messages=HI, **{name: harmless}).status_code == 200
+
+
+def test_a_suffix_is_asked_for_where_the_vocabulary_has_tokens_for_it() -> None:
+    engine = StandInEngine()
+    assert engine.card is not None
+    engine.card = replace(engine.card, infills=True)
+    for prompt in (["a", "b"], [[1], [2]]):
+        assert post(TEXT, engine, prompt=prompt, suffix="c").status_code == 200
+    assert [wish.prompt for wish in engine.wishes] == [Infill(p, "c") for p in ("a", "b", (1,), (2,))]
+    assert error(post(TEXT, engine, prompt="a", suffix="c", echo=True))["param"] == "echo"
+    assert post(TEXT, StandInEngine(), prompt="a", suffix="", best_of=1).status_code == 200
 
 
 def test_every_sampling_field_reaches_the_engine() -> None:

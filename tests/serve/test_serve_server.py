@@ -111,6 +111,20 @@ def test_openai_python_completions_models_and_errors(client: openai.OpenAI, mode
     assert (told.value.code, told.value.param) == ("context_length_exceeded", "messages")
 
 
+def test_the_best_of_four_are_the_likeliest_of_four(client: openai.OpenAI, model: Qwen) -> None:
+    asked: Any = {"prompt": "one two", "max_tokens": 6, "seed": 4, "temperature": 1.5}
+    found = client.completions.create(model="gpt-test", n=2, best_of=4, **asked)
+    four = model.generate(n=4, logprobs=0, **asked)
+    means = {c.text: sum(t.logprob for t in c.logprobs or ()) / len(c.logprobs or ()) for c in four.choices}
+    assert [c.text for c in found.choices] == sorted(means, key=means.__getitem__, reverse=True)[:2]
+    assert [(c.index, c.logprobs) for c in found.choices] == [(0, None), (1, None)]
+    assert found.usage is not None
+    assert found.usage.completion_tokens == four.usage.completion_tokens
+    with pytest.raises(openai.BadRequestError, match="no tokens for filling in") as told:
+        client.completions.create(model="gpt-test", suffix="b", **asked)
+    assert told.value.param == "suffix"
+
+
 def test_characters_cut_between_tokens_come_whole(server: RunningServer, model: Qwen) -> None:
     three = [model.tokenizer.encode("é")[0], *(model.engine.vocabulary.tokenizer.ranks[bytes([b])]
              for b in "中".encode())]  # fmt: skip

@@ -21,6 +21,7 @@ from qwenkit.core.errors import (
 )
 from qwenkit.core.generation import DEFAULT_SYSTEM, GenerationConfig
 from qwenkit.core.grammar import Grammar
+from qwenkit.core.infill import Infill
 from qwenkit.core.messages import Control, History, Message, Role, ToolCall, Turn
 from qwenkit.core.sampling import SamplingParams
 from qwenkit.core.tools import Tool, ToolChoice, ToolUse
@@ -39,6 +40,7 @@ __all__ = [
     "GenerationConfig",
     "Grammar",
     "History",
+    "Infill",
     "Message",
     "QwenkitError",
     "RequestError",

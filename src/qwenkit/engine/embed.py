@@ -18,6 +18,7 @@ from qwenkit.core.errors import ContextLengthError, RequestError
 from qwenkit.engine.options import EngineOptions, make_cache
 from qwenkit.engine.runner import Runner
 from qwenkit.engine.scheduler import Row, Step
+from qwenkit.engine.vocabulary import Vocabulary
 from qwenkit.model import CausalLM, ntk_alpha
 
 Pooling: TypeAlias = Literal["mean", "last"]
@@ -31,19 +32,30 @@ class Piece(NamedTuple):
     end: int
 
 
-def check_inputs(inputs: Sequence[Sequence[int]], pooling: str, limit: int) -> None:
-    """Raises RequestError for an input without tokens or an unknown pooling, ContextLengthError for one of
-    more than `limit` tokens."""
-    if pooling not in ("mean", "last"):
-        raise RequestError(f"Unknown pooling {pooling!r}.", "Choose mean or last.")
-    for number, ids in enumerate(inputs, 1):
-        which = f"Input {number} of {len(inputs)}"
+def read_inputs(
+    texts: Sequence[str | Sequence[int]], vocabulary: Vocabulary, limit: int
+) -> list[Sequence[int]]:
+    """The tokens of each, as it stands. Raises RequestError for one without any, or with ids that have no
+    text, ContextLengthError for more than `limit`."""
+    inputs: list[Sequence[int]] = []
+    tokenizer = vocabulary.tokenizer
+    for number, text in enumerate(texts, 1):
+        which = f"Input {number} of {len(texts)}"
+        fewest = tokenizer.fewest_tokens(text) if isinstance(text, str) else len(text)
+        if fewest > limit:  # do not spend seconds on finding out how many exactly
+            raise _too_long(f"{which} has at least {fewest} tokens", limit)
+        ids = tokenizer.encode(text) if isinstance(text, str) else list(text)
         if not ids:
             raise RequestError(f"{which} is empty.", "Give at least one token.")
         if len(ids) > limit:
-            raise ContextLengthError(
-                f"{which} has {len(ids)} tokens; the limit is {limit}.", "Cut it into several inputs."
-            )
+            raise _too_long(f"{which} has {len(ids)} tokens", limit)
+        vocabulary.check(ids, which)
+        inputs.append(ids)
+    return inputs
+
+
+def _too_long(problem: str, limit: int) -> ContextLengthError:
+    return ContextLengthError(f"{problem}; the limit is {limit}.", "Cut it into several inputs.")
 
 
 def passes(lengths: Sequence[int], chunk: int) -> list[list[Piece]]:
@@ -77,7 +89,10 @@ def embed(
 
     pooling: the mean of the states of all tokens, or that of the last. exclusively: runs a pass so that it
     does not meet another's. progress: told how many tokens each pass read; what it raises ends the work.
+    Raises RequestError for another pooling.
     """
+    if pooling not in ("mean", "last"):
+        raise RequestError(f"Unknown pooling {pooling!r}.", "Choose mean or last.")
     config = model.shape
     plan = passes([len(ids) for ids in inputs], options.step_tokens)
     tables, blocks = _tables(plan, [len(ids) for ids in inputs], options.block_tokens)

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeAlias, cast, overload
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor
@@ -19,25 +19,25 @@ from tqdm import tqdm
 from qwenkit.checkpoint import locate, open_checkpoint
 from qwenkit.core import (
     Completion,
-    ContextLengthError,
     Delta,
     GenerationConfig,
     History,
+    Infill,
     Message,
     RequestError,
     SamplingParams,
     Tool,
     ToolChoice,
     ToolUse,
-    Turn,
 )
 from qwenkit.engine.conversation import chat_context, check_messages, messages_prompt, warn_base_model
 from qwenkit.engine.device import Placement, choose_dtype, find_device, parse_dtype
 from qwenkit.engine.draft_model import check_same_vocabulary
-from qwenkit.engine.embed import Pooling, check_inputs, embed
+from qwenkit.engine.embed import Pooling, embed, read_inputs
 from qwenkit.engine.engine import Engine
 from qwenkit.engine.explain import describe
 from qwenkit.engine.options import ENGINE_OPTIONS, EngineOptions, make_cache, make_speculator
+from qwenkit.engine.prompt import Prompt, check_length, is_conversation, prompt_ids
 from qwenkit.engine.request import Request
 from qwenkit.engine.runner import Runner
 from qwenkit.engine.score import distributions, log_likelihoods
@@ -45,11 +45,9 @@ from qwenkit.engine.stream import Stream
 from qwenkit.engine.vocabulary import Vocabulary
 from qwenkit.model import CausalLM, ModelConfig, ntk_alpha
 from qwenkit.quant import Packing
-from qwenkit.text import Tokenizer, chatml
+from qwenkit.text import Tokenizer, chatml, infill
 from qwenkit.text.tools import Calling, ToolFormatName, about_calls
 from qwenkit.text.tools import tool_format as choose_format
-
-Prompt: TypeAlias = str | Sequence[int] | Sequence[Message] | Sequence[Turn]
 
 _SAMPLING_NAMES = tuple(field.name for field in fields(SamplingParams))
 
@@ -401,13 +399,10 @@ class Qwen:
         requests. progress: told how many tokens each pass read; what it raises ends the work.
         """
         one = isinstance(texts, str) or (len(texts) > 0 and isinstance(texts[0], int))
-        inputs = [self.prompt_ids(text) for text in cast(Sequence[str], [texts] if one else texts)]
-        check_inputs(inputs, pooling, self.embedding_limit)
-        for number, ids in enumerate(inputs, 1):
-            self.engine.vocabulary.check(ids, f"Input {number} of {len(inputs)}")
+        several = cast("Sequence[str | Sequence[int]]", [texts] if one else texts)
         return embed(
             self.model,
-            inputs,
+            read_inputs(several, self.engine.vocabulary, self.embedding_limit),
             self.options,
             pooling=pooling,
             exclusively=self.engine.exclusively,
@@ -422,27 +417,18 @@ class Qwen:
     # From words to requests
 
     def prompt_ids(self, prompt: Prompt, *, parse_special: bool = False) -> list[int]:
-        """The tokens of a prompt: a text as it stands, token ids, messages or turns in the chat template."""
-        if isinstance(prompt, str):
-            return self._encode(prompt, parse_special)
-        if prompt and isinstance(prompt[0], Message):
-            return messages_prompt(self.tokenizer, self.generation, cast(Sequence[Message], prompt))
-        if prompt and isinstance(prompt[0], Turn):
-            return chatml.encode_turns(self.tokenizer, cast(Sequence[Turn], prompt))
-        return list(cast(Sequence[int], prompt))
+        """Its tokens. parse_special: read `<|im_start|>` and the like in a text as control tokens."""
+        return prompt_ids(self.tokenizer, self.generation, prompt, parse_special=parse_special)
 
     def prepare(self, prompt: Prompt, params: SamplingParams | None = None) -> Request:
         """A checked request for `engine.submit`, for who runs streams of its own (the server)."""
-        chat = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], (Message, Turn))
+        asked, chat = params or SamplingParams(), is_conversation(prompt)
+        if isinstance(prompt, Infill):
+            ends = asked.stop_token_ids + infill.stop_token_ids(self.tokenizer)
+            asked = replace(asked, stop_token_ids=ends)
         name = "The conversation" if chat else "The prompt"
-        fewest = sum(map(self.tokenizer.fewest_tokens, _texts(prompt)))
-        if fewest > self.config.context_length:  # do not spend seconds on finding out how many exactly
-            raise ContextLengthError(
-                f"{name} has at least {fewest} tokens; the context of this model is "
-                f"{self.config.context_length} tokens for prompt and reply.",
-                "Shorten it.",
-            )
-        return self._request(self.prompt_ids(prompt), params or SamplingParams(), chat=chat, name=name)
+        check_length(self.tokenizer, prompt, name, self.config.context_length)
+        return self._request(self.prompt_ids(prompt), asked, chat=chat, name=name)
 
     def _deltas(self, request: Request) -> Iterator[Delta]:
         return iter(self.engine.submit(request, wait=True))
@@ -506,15 +492,3 @@ def _merge(params: SamplingParams | None, sampling: Mapping[str, Any]) -> Sampli
     if unknown:
         raise TypeError(f"Unknown sampling parameter {unknown[0]!r}; known are {', '.join(_SAMPLING_NAMES)}.")
     return replace(SamplingParams() if params is None else params, **sampling)
-
-
-def _texts(prompt: Prompt) -> Iterator[str]:
-    """What of a prompt is still to be tokenized, template aside."""
-    if isinstance(prompt, str):
-        yield prompt
-        return
-    for one in prompt:
-        if isinstance(one, Message):
-            yield one.content
-        elif isinstance(one, Turn):
-            yield from (part for part in one.parts if isinstance(part, str))

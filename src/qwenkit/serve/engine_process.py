@@ -32,6 +32,7 @@ from qwenkit.serve import messages as m
 from qwenkit.serve.prompt_scores import prompt_scores
 from qwenkit.serve.prompt_vectors import prompt_vectors
 from qwenkit.serve.wire import Outbox, pack, receive
+from qwenkit.text import infill
 
 if TYPE_CHECKING:
     from qwenkit.engine import Qwen
@@ -138,6 +139,7 @@ class EngineServer:
             identity=f"{model.name} {model.quantization} {model.dtype} {model.options.kv_cache}",
             notice=model.notice,
             hidden_size=model.config.hidden_size,
+            infills=infill.known(model.tokenizer),
         )
 
     def _take(self, message: Any) -> None:
@@ -179,7 +181,7 @@ class EngineServer:
         request = await loop.run_in_executor(self._tokenizing, self._prepare, ask)
         ids = request.prompt_ids
         text = ask.prompt if isinstance(ask.prompt, str) else ""
-        if ask.prompt and isinstance(ask.prompt[0], int):
+        if isinstance(ask.prompt, tuple) and isinstance(ask.prompt[0], int):
             text = await loop.run_in_executor(self._tokenizing, model.tokenizer.decode, ids)
         scores = None
         if ask.prompt_logprobs is not None:

@@ -8,20 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from qwenkit.core import Delta, TokenLogprob, Usage
+from qwenkit.core import Delta, Usage
 from qwenkit.serve.logprobs import TextLogprobs, chat_logprobs, joined
 from qwenkit.serve.messages import Accepted
+from qwenkit.serve.written import Written, best
 
 Chunks = list[dict[str, Any]]
-
-
-@dataclass
-class Written:
-    """One choice, collected."""
-
-    text: str = ""
-    logprobs: list[TokenLogprob] | None = None
-    finish_reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -117,11 +109,15 @@ class ChatFormat:
 
 
 class TextFormat:
-    """text_completion. echo: the prompt comes first; logprobs: whether they were asked for."""
+    """text_completion. echo: the prompt comes first; logprobs: whether they were asked for; ranked: more
+    choices than `n` are generated, and the likeliest written."""
 
-    def __init__(self, envelope: Envelope, n: int, *, echo: bool, logprobs: bool, usage: bool) -> None:
+    def __init__(
+        self, envelope: Envelope, n: int, *, echo: bool, logprobs: bool, usage: bool, ranked: bool = False
+    ) -> None:
         self._envelope = envelope
         self._n = n
+        self._ranked = ranked
         self._echo = echo
         self._logprobs = logprobs
         self._more: dict[str, Any] = {"usage": None} if usage else {}
@@ -144,6 +140,8 @@ class TextFormat:
 
     def whole(self, accepted: Sequence[Accepted], written: dict[tuple[int, int], Written]) -> dict[str, Any]:
         choices = []
+        if self._ranked:
+            written = best(written, self._n)
         for prompt, one in enumerate(accepted):
             for index in range(self._n):
                 choice = written.get((prompt, index), Written(finish_reason="length"))

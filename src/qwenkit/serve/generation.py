@@ -14,12 +14,13 @@ from starlette.responses import Response
 from qwenkit.core import Usage
 from qwenkit.serve.errors import ServeError
 from qwenkit.serve.event_stream import ClientLeftError, EventStream, compact, unless_left
-from qwenkit.serve.formats import Format, Written, usage_json
+from qwenkit.serve.formats import Format, usage_json
 from qwenkit.serve.messages import Accepted
 from qwenkit.serve.record import record
 from qwenkit.serve.reply import ReplyGroup
 from qwenkit.serve.service import Service
 from qwenkit.serve.supervisor import Wish
+from qwenkit.serve.written import Written
 
 
 async def respond(

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from qwenkit.core import Delta, Message, SamplingParams, Timings, Usage
+from qwenkit.core import Delta, Infill, Message, SamplingParams, Timings, Usage
 
-Prompt: TypeAlias = str | tuple[int, ...] | tuple[Message, ...]
-"""Text as it stands, token ids, or a conversation that gets the template."""
+Prompt: TypeAlias = str | tuple[int, ...] | tuple[Message, ...] | Infill
+"""Text as it stands, token ids, a conversation that gets the template, or a text with a gap."""
 
 EmbeddingInput: TypeAlias = str | tuple[int, ...]
 Pooling: TypeAlias = Literal["mean", "last"]
@@ -86,6 +86,7 @@ class ModelCard:
     identity: str
     notice: str | None = None
     hidden_size: int = 0  # of a vector
+    infills: bool = False  # whether the vocabulary has tokens for a text with a gap
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 def prompt_vectors(model: Qwen, ask: Embed, progress: Callable[[int], object]) -> Embedded:
     """Raises what Qwen.embed raises, and what `progress` does between two passes."""
-    inputs = [model.prompt_ids(one) for one in ask.inputs]
+    from qwenkit.engine.embed import read_inputs
+
+    inputs = read_inputs(ask.inputs, model.engine.vocabulary, model.embedding_limit)
     vectors = model.embed(inputs, pooling=ask.pooling, progress=progress)
     packed = tuple(row.tobytes() for row in vectors.numpy().astype("<f4"))
     return Embedded(ask.id, packed, sum(map(len, inputs)))

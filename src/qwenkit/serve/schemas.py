@@ -31,8 +31,6 @@ UNSUPPORTED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "web_search_options": ("The server does not search the web.", ()),
     "service_tier": ("There is one tier.", ("auto", "default")),
     "store": ("The server keeps no replies.", (False,)),
-    "suffix": ("The model was not trained to fill in before a suffix.", ("",)),
-    "best_of": ("Choices are not ranked: ask for n and choose.", (1,)),
 }
 
 
@@ -221,8 +219,8 @@ class CompletionRequest(Sampling):
     prompt: Texts
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0)
-    suffix: Any = None
-    best_of: Any = None
+    suffix: str | None = None
+    best_of: int | None = Field(None, ge=1)
 
 
 class EmbeddingRequest(_Strict):

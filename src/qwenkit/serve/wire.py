@@ -15,12 +15,22 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
-from qwenkit.core import Delta, Grammar, Message, SamplingParams, Timings, TokenLogprob, ToolCall, Usage
+from qwenkit.core import (
+    Delta,
+    Grammar,
+    Infill,
+    Message,
+    SamplingParams,
+    Timings,
+    TokenLogprob,
+    ToolCall,
+    Usage,
+)
 from qwenkit.serve import messages
 
 _HEAD = struct.Struct(">I")
 _LARGEST = 256 << 20  # bytes of a frame; more is a mistake
-_CORE = (Delta, Grammar, Message, SamplingParams, Timings, TokenLogprob, ToolCall, Usage)
+_CORE = (Delta, Grammar, Infill, Message, SamplingParams, Timings, TokenLogprob, ToolCall, Usage)
 _OWN = tuple(v for v in vars(messages).values() if isinstance(v, type) and v.__module__ == messages.__name__)
 _CLASSES = {(c.__module__, c.__qualname__): c for c in (*_CORE, *_OWN)}
 
