@@ -262,7 +262,7 @@ def test_an_interrupt_finishes_what_is_under_way_and_a_second_gives_it_up(source
             if len(self.wishes) == 4:
                 os.kill(os.getpid(), signal.SIGINT)
             self.silent = len(self.wishes) > 4
-            if self.silent:
+            if len(self.wishes) == 7:
                 asyncio.get_running_loop().call_later(0.05, os.kill, os.getpid(), signal.SIGINT)
             return super().generate(wishes)
 
