@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from qwenkit.core import Delta, Timings, Usage
+from qwenkit.core import Delta, FinishReason, Timings, Usage
 from qwenkit.serve.app import create_app
 from qwenkit.serve.messages import (
     Accepted,
@@ -41,6 +41,8 @@ class StandInEngine:
         self.embeds: list[tuple[list[EmbeddingInput], Pooling]] = []
         self.cancelled = 0
         self.break_with: Exception | None = None
+        self.pieces: Sequence[str] = PIECES
+        self.finish: FinishReason = "stop"
 
     async def start(self) -> None: ...
 
@@ -60,9 +62,9 @@ class StandInEngine:
             if self.silent:
                 continue
             for index in range(wishes[number].params.n):
-                for piece in PIECES:
+                for piece in self.pieces:
                     reply.put(Piece(number, Delta(piece, index, (1,))))
-                reply.put(Piece(number, Delta("", index, finish_reason="stop")))
+                reply.put(Piece(number, Delta("", index, finish_reason=self.finish)))
             reply.put(Done(number, Usage(3, 3 * wishes[number].params.n), Timings()))
         return ReplyGroup(replies, arrived)
 

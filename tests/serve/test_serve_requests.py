@@ -36,7 +36,6 @@ def error(answer: httpx.Response, status: int = 400) -> dict[str, Any]:
          "unknown_parameter"),
         (CHAT, {}, "messages", "missing_required_parameter"),
         (CHAT, {"messages": []}, "messages", "invalid_value"),
-        (CHAT, {"messages": [{"role": "tool", "content": "4"}]}, "messages.0.role", "unsupported_parameter"),
         (CHAT, {"messages": [{"role": "pope", "content": "4"}]}, "messages.0.role", "invalid_value"),
         (CHAT, {"messages": [{"role": "user", "content": None}]}, "messages.0.content", "invalid_value"),
         (CHAT, {"messages": [{**HI[0], "name": "Eve"}]}, "messages.0.name", "unsupported_parameter"),

@@ -63,6 +63,10 @@ def serve(
     drain_timeout: Annotated[
         float, typer.Option(min=0, help="Seconds replies may go on after SIGTERM or Ctrl-C.")
     ] = 30.0,
+    tool_format: Annotated[
+        Literal["auto", "react", "hermes"],
+        typer.Option(help="How the model is shown tools and calls them; auto is what it was trained on."),
+    ] = "auto",
     log_format: Annotated[Literal["text", "json"], typer.Option(help="Form of the log on stderr.")] = "text",
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], typer.Option(help="info has a line for every request.")
@@ -107,6 +111,7 @@ def serve(
         tls_key=tls_key,
         cors_origins=tuple(cors_origin or ()),
         page=page,
+        tool_format=tool_format,
         drain_s=drain_timeout,
         log_format=log_format,
         log_level=log_level,

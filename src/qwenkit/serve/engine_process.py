@@ -33,6 +33,8 @@ from qwenkit.serve.prompt_scores import prompt_scores
 from qwenkit.serve.prompt_vectors import prompt_vectors
 from qwenkit.serve.wire import Outbox, pack, receive
 from qwenkit.text import infill
+from qwenkit.text.hermes import OPEN
+from qwenkit.text.tools import tool_format
 
 if TYPE_CHECKING:
     from qwenkit.engine import Qwen
@@ -138,6 +140,9 @@ class EngineServer:
             max_running=model.options.max_running,
             identity=f"{model.name} {model.quantization} {model.dtype} {model.options.kv_cache}",
             notice=model.notice,
+            default_system=model.generation.default_system,
+            tool_format=tool_format("auto", model.tokenizer).name,
+            call_tokens=OPEN in model.tokenizer.special_tokens,
             hidden_size=model.config.hidden_size,
             infills=infill.known(model.tokenizer),
         )

@@ -25,7 +25,8 @@ _TYPES = {
     503: "service_unavailable_error",
     504: "timeout_error",
 }
-_TYPE_TRIED = re.compile(r"(str|int|list\[.*|constrained-.*)$")
+_TYPE_TRIED = re.compile(r"(str|int|list\[.*|constrained-.*|literal\[.*|tagged-union\[.*|NamedFunction)$")
+_LARK = "The Lark grammar"  # how errors of the grammar that tools make begin
 _SHOWN = 200  # characters of a client's own word that an error repeats
 
 
@@ -92,6 +93,9 @@ def refused(message: Refused) -> ServeError:
         return ServeError(problem, remedy, code="unsupported_parameter", param="response_format")
     if message.kind == "context_length":
         return ServeError(problem, remedy, code="context_length_exceeded", param=_too_long(problem))
+    if problem.startswith(_LARK):  # clients have no other way to one
+        problem = "The tools" + problem.removeprefix(_LARK)
+        return ServeError(problem, remedy, code="invalid_value", param="tools")
     return invalid(QwenkitError(problem, remedy))
 
 

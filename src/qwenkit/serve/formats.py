@@ -1,4 +1,4 @@
-"""How a reply is written: the JSON of chat and of text completions, whole and in chunks."""
+"""How a reply is written, whole and in chunks; the JSON of text completions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from qwenkit.core import Delta, Usage
-from qwenkit.serve.logprobs import TextLogprobs, chat_logprobs, joined
+from qwenkit.serve.logprobs import TextLogprobs, joined
 from qwenkit.serve.messages import Accepted
 from qwenkit.serve.written import Written, best
 
@@ -65,47 +65,6 @@ def usage_json(usage: Usage) -> dict[str, Any]:
         "total_tokens": usage.total_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }
-
-
-class ChatFormat:
-    """chat.completion and chat.completion.chunk. usage: whether chunks say `"usage": null`, as OpenAI's do
-    where usage was asked for."""
-
-    def __init__(self, envelope: Envelope, n: int, *, usage: bool) -> None:
-        self._envelope = envelope
-        self._n = n
-        self._more: dict[str, Any] = {"usage": None} if usage else {}
-
-    def opening(self, accepted: Sequence[Accepted]) -> Chunks:
-        return [self._chunk(i, {"role": "assistant", "content": ""}) for i in range(self._n)]
-
-    def chunk(self, prompt: int, delta: Delta) -> Chunks:
-        chunks = []
-        logprobs = chat_logprobs(delta.logprobs) if delta.logprobs else None
-        if delta.text or logprobs:
-            chunks.append(self._chunk(delta.index, {"content": delta.text}, None, logprobs))
-        if delta.finish_reason is not None:
-            chunks.append(self._chunk(delta.index, {}, delta.finish_reason))
-        return chunks
-
-    def whole(self, accepted: Sequence[Accepted], written: dict[tuple[int, int], Written]) -> dict[str, Any]:
-        choices = [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": choice.text, "refusal": None},
-                "logprobs": None if choice.logprobs is None else chat_logprobs(choice.logprobs),
-                "finish_reason": choice.finish_reason,
-            }
-            for (_, index), choice in sorted(written.items())
-        ]
-        return self._envelope.around("chat.completion", choices)
-
-    def usage_chunk(self, usage: Usage) -> dict[str, Any]:
-        return self._envelope.around("chat.completion.chunk", [], usage=usage_json(usage))
-
-    def _chunk(self, index: int, delta: Any, finish: str | None = None, logprobs: Any = None) -> Any:
-        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        return self._envelope.around("chat.completion.chunk", [choice], **self._more)
 
 
 class TextFormat:

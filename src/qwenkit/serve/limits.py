@@ -22,8 +22,8 @@ class Limits:
     without a request, and a body's without a byte. step_s: a step's, after which the engine is started again;
     0 never. body_bytes: of a request. prompts: in one completion request. n: choices of one prompt. stops,
     stop_characters: stop strings and the length of each. top_logprobs: alternatives at a token. biases:
-    entries of logit_bias, and of stop_token_ids. schema_characters: of a JSON schema. inputs: of one request
-    for embeddings."""
+    entries of logit_bias, and of stop_token_ids. schema_characters: of a JSON schema, and of all tools.
+    inputs: of one request for embeddings. tools: that a reply may call."""
 
     max_queue: int = 128
     requests_a_minute: int = 0
@@ -39,6 +39,7 @@ class Limits:
     top_logprobs: int = 20
     biases: int = 1024
     inputs: int = 2048
+    tools: int = 128
     schema_characters: int = 256 * 1024
 
     def check(self, param: str, value: int, limit: int, what: str) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from qwenkit.core import Delta, Infill, Message, SamplingParams, Timings, Usage
+from qwenkit.core import DEFAULT_SYSTEM, Delta, Infill, Message, SamplingParams, Timings, Turn, Usage
 
-Prompt: TypeAlias = str | tuple[int, ...] | tuple[Message, ...] | Infill
-"""Text as it stands, token ids, a conversation that gets the template, or a text with a gap."""
+Prompt: TypeAlias = str | tuple[int, ...] | tuple[Message, ...] | tuple[Turn, ...] | Infill
+"""Text as it stands, token ids, a conversation, before or after its tools got their template, or a text with
+a gap."""
 
 EmbeddingInput: TypeAlias = str | tuple[int, ...]
 Pooling: TypeAlias = Literal["mean", "last"]
@@ -77,7 +78,8 @@ class Embed:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What the HTTP process needs to know of a loaded model. `identity` names weights and number formats."""
+    """What the HTTP process needs to know of a loaded model. `identity` names weights and number formats,
+    `tool_format` how it was trained to call tools; call_tokens: whether its markers are control tokens."""
 
     name: str
     context_length: int
@@ -87,6 +89,9 @@ class ModelCard:
     notice: str | None = None
     hidden_size: int = 0  # of a vector
     infills: bool = False  # whether the vocabulary has tokens for a text with a gap
+    default_system: str = DEFAULT_SYSTEM
+    tool_format: str = "hermes"
+    call_tokens: bool = True
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,19 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from qwenkit.core import Message
+from qwenkit.serve.chat_format import ChatFormat
+from qwenkit.serve.chat_prompt import chat_prompt
+from qwenkit.serve.conversation import conversation
 from qwenkit.serve.errors import ServeError
-from qwenkit.serve.formats import ChatFormat, Envelope
+from qwenkit.serve.formats import Envelope
 from qwenkit.serve.generation import respond
 from qwenkit.serve.json_body import JSONRoute
-from qwenkit.serve.schemas import ChatMessage, ChatRequest
+from qwenkit.serve.schemas import ChatRequest
 from qwenkit.serve.service import service
 from qwenkit.serve.supervisor import Wish
+from qwenkit.serve.tool_request import tools_of
 
 router = APIRouter(route_class=JSONRoute)
-
-_SILENT = ("name", "refusal", "tool_calls", "tool_call_id", "function_call", "audio", "annotations")
 
 
 @router.post("/v1/chat/completions")
@@ -42,50 +43,23 @@ async def chat_completions(body: ChatRequest, http: Request) -> Response:
         )
     limits = here.settings.limits
     limits.check("top_logprobs", body.top_logprobs or 0, limits.top_logprobs, "alternatives")
+    use = tools_of(body, limits)
+    asked = chat_prompt(here, conversation(body.messages), use, body.grammar(limits))
     params = body.sampling(
         limits,
         max_tokens=body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        grammar=body.grammar(limits),
+        grammar=asked.grammar,
     )
     envelope = Envelope(name, int(time.time()), here.fingerprint(here.card()), "chat", "chatcmpl")
     usage = body.stream_options is not None and bool(body.stream_options.include_usage)
     return await respond(
         http,
         here,
-        [Wish(conversation(body.messages), params)],
-        ChatFormat(envelope, params.n, usage=usage),
+        [Wish(asked.prompt, params)],
+        ChatFormat(
+            envelope, params.n, usage=usage, calling=asked.calling, legacy=not body.tools and bool(use.tools)
+        ),
         stream=bool(body.stream),
         usage=usage,
     )
-
-
-def conversation(messages: list[ChatMessage]) -> tuple[Message, ...]:
-    """Our messages of theirs. Raises ServeError naming the field of what cannot be said to the model."""
-    return tuple(_message(i, message) for i, message in enumerate(messages))
-
-
-def _message(i: int, message: ChatMessage) -> Message:
-    for field in _SILENT:
-        if getattr(message, field) not in (None, [], ""):
-            raise ServeError(
-                f"messages.{i}.{field} is not supported.", "Leave it out.",
-                code="unsupported_parameter", param=f"messages.{i}.{field}",
-            )  # fmt: skip
-    if message.role in ("tool", "function"):
-        raise ServeError(
-            f"messages.{i} has role {message.role!r}. Tool calls are not served yet.",
-            code="unsupported_parameter",
-            param=f"messages.{i}.role",
-        )
-    if message.content is None:
-        raise ServeError(
-            f"messages.{i}.content is null.",
-            "Give a text.",
-            code="invalid_value",
-            param=f"messages.{i}.content",
-        )
-    content = message.content
-    text = content if isinstance(content, str) else "".join(part.text for part in content)
-    role = "system" if message.role == "developer" else message.role
-    return Message(role, text)

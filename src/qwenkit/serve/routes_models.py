@@ -7,12 +7,15 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.requests import Request
 
+from qwenkit.core import ToolChoice
+from qwenkit.serve.chat_prompt import chat_prompt
+from qwenkit.serve.conversation import conversation
 from qwenkit.serve.errors import ServeError
 from qwenkit.serve.json_body import JSONRoute
 from qwenkit.serve.messages import Prompt
-from qwenkit.serve.routes_chat import conversation
 from qwenkit.serve.schemas import DetokenizeRequest, TokenizeRequest
 from qwenkit.serve.service import Service, service
+from qwenkit.serve.tool_request import function_tools, use_of
 
 router = APIRouter(route_class=JSONRoute)
 
@@ -33,12 +36,18 @@ async def model(name: str, http: Request) -> dict[str, Any]:
 
 @router.post("/tokenize")
 async def tokenize(body: TokenizeRequest, http: Request) -> dict[str, Any]:
-    """Token ids of a text, or of messages with the chat template around them."""
+    """Token ids of a text, or of messages and tools with the chat template around them."""
     here = service(http)
     here.check_model(body.model)
     if (body.prompt is None) == (body.messages is None):
         raise ServeError("Give prompt or messages, one of them.", code="invalid_value", param="prompt")
-    prompt: Prompt = body.prompt if body.prompt is not None else conversation(body.messages or [])
+    if body.prompt is not None and body.tools:
+        raise ServeError("tools need messages.", "Leave them out.", code="invalid_value", param="tools")
+    prompt: Prompt = body.prompt or ""
+    if body.messages is not None:
+        tools, limits = function_tools(body.tools or ()), here.settings.limits
+        use = use_of(tools, ToolChoice(), limits, "tools", "tools")
+        prompt = chat_prompt(here, conversation(body.messages), use).prompt
     with here.admission.places(1):
         ids = await here.engine.tokenize(prompt, parse_special=body.parse_special)
     return {"count": len(ids), "max_model_len": here.card().context_length, "tokens": list(ids)}

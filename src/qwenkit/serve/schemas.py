@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from qwenkit.core import Grammar, RequestError, SamplingParams
 from qwenkit.serve.errors import ServeError, invalid
 from qwenkit.serve.limits import Limits
+from qwenkit.serve.tool_schemas import (
+    CalledFunction,
+    FunctionCallField,
+    FunctionTool,
+    Items,
+    LegacyFunction,
+    SentCall,
+    Strict,
+    ToolChoiceField,
+)
 
 UNSUPPORTED: dict[str, tuple[str, tuple[Any, ...]]] = {
     # field: (what to say, values that ask for nothing and are let through)
-    "tools": ("Tool calls are not served yet.", ([],)),
-    "tool_choice": ("Tool calls are not served yet.", ("none", "auto")),
-    "parallel_tool_calls": ("Tool calls are not served yet.", (True, False)),
-    "functions": ("Function calls are not served yet.", ([],)),
-    "function_call": ("Function calls are not served yet.", ("none", "auto")),
     "modalities": ("The model writes text only.", (["text"],)),
     "audio": ("The model writes text only.", ()),
     "prediction": ("Predicted outputs are not used: guesses come from the text itself.", ()),
@@ -36,22 +41,13 @@ UNSUPPORTED: dict[str, tuple[str, tuple[Any, ...]]] = {
 
 _ID = re.compile("0|-?[1-9][0-9]{0,18}")
 
-T = TypeVar("T")
 
-Items: TypeAlias = Annotated[list[T], Field(fail_fast=True)]
-"""A list whose first wrong item is the end: a million findings take half a minute and gigabytes."""
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     include_usage: bool | None = None
     include_obfuscation: Literal[False] | None = None
 
 
-class Sampling(_Strict):
+class Sampling(Strict):
     """Fields of both kinds of completion. Null or absent means what the checkpoint says."""
 
     model: str | None = None
@@ -127,40 +123,40 @@ class Sampling(_Strict):
         return {int(token): bias for token, bias in self.logit_bias.items()}
 
 
-class TextPart(_Strict):
+class TextPart(Strict):
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(_Strict):
+class ChatMessage(Strict):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | Items[TextPart] | None = None
     # Of messages that clients send back as they got them; only null says nothing.
     name: str | None = None
     refusal: str | None = None
-    tool_calls: Items[Any] | None = None
+    tool_calls: Items[SentCall] | None = None
     tool_call_id: str | None = None
-    function_call: Any = None
+    function_call: CalledFunction | None = None
     audio: Any = None
     annotations: Items[Any] | None = None
 
 
-class JSONSchema(_Strict):
+class JSONSchema(Strict):
     name: str
     description: str | None = None
     schema_: dict[str, Any] = Field(alias="schema")
     strict: bool | None = None  # no effect: the schema always holds
 
 
-class TextAnswer(_Strict):
+class TextAnswer(Strict):
     type: Literal["text"]
 
 
-class JSONAnswer(_Strict):
+class JSONAnswer(Strict):
     type: Literal["json_object"]
 
 
-class SchemaAnswer(_Strict):
+class SchemaAnswer(Strict):
     type: Literal["json_schema"]
     json_schema: JSONSchema
 
@@ -178,11 +174,11 @@ class ChatRequest(Sampling):
     metadata: dict[str, str] | None = None  # no effect
     prompt_cache_key: str | None = None  # no effect: prompts that begin alike share their cache anyway
     safety_identifier: str | None = None  # no effect
-    tools: Any = None
-    tool_choice: Any = None
-    parallel_tool_calls: Any = None
-    functions: Any = None
-    function_call: Any = None
+    tools: Items[FunctionTool] | None = None
+    tool_choice: ToolChoiceField | None = None
+    parallel_tool_calls: bool | None = None
+    functions: Items[LegacyFunction] | None = None
+    function_call: FunctionCallField | None = None
     response_format: ResponseFormat | None = None
     modalities: Any = None
     audio: Any = None
@@ -223,7 +219,7 @@ class CompletionRequest(Sampling):
     best_of: int | None = Field(None, ge=1)
 
 
-class EmbeddingRequest(_Strict):
+class EmbeddingRequest(Strict):
     """POST /v1/embeddings. `pooling` is beyond OpenAI's."""
 
     model: str | None = None
@@ -234,16 +230,17 @@ class EmbeddingRequest(_Strict):
     user: str | None = None  # no effect
 
 
-class TokenizeRequest(_Strict):
+class TokenizeRequest(Strict):
     """POST /tokenize: a text, or messages as a chat would render them."""
 
     model: str | None = None
     prompt: str | None = None
     messages: Items[ChatMessage] | None = None
+    tools: Items[FunctionTool] | None = None
     parse_special: bool = False
 
 
-class DetokenizeRequest(_Strict):
+class DetokenizeRequest(Strict):
     """POST /detokenize."""
 
     model: str | None = None

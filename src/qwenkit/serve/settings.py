@@ -10,13 +10,15 @@ from qwenkit.serve.keys import Keys
 from qwenkit.serve.limits import Limits
 from qwenkit.serve.logs import LogFormat
 from qwenkit.serve.messages import EngineConfig
+from qwenkit.text.tools import ToolFormatName
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServeSettings:
     """names: what clients may call the model beside its own name; the first is the one it answers with. port
     0 takes a free one. drain_s: how long replies in progress may go on after a request to end. tls_cert,
-    tls_key: PEM files, together or not at all. cors_origins: web pages that may ask; none by default, "*" for
+    tls_key: PEM files, together or not at all. tool_format: how tools are shown to the model and called; auto
+    is what it was trained on. cors_origins: web pages that may ask; none by default, "*" for
     all. page: serve the chat page at "/"."""
 
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -29,6 +31,7 @@ class ServeSettings:
     tls_key: Path | None = None
     cors_origins: tuple[str, ...] = ()
     page: bool = True
+    tool_format: ToolFormatName = "auto"
     drain_s: float = 30.0
     log_format: LogFormat = "text"
     log_level: str = "info"

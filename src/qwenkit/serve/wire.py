@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from qwenkit.core import (
+    Control,
     Delta,
     Grammar,
     Infill,
@@ -24,13 +25,16 @@ from qwenkit.core import (
     Timings,
     TokenLogprob,
     ToolCall,
+    Turn,
     Usage,
 )
 from qwenkit.serve import messages
 
 _HEAD = struct.Struct(">I")
 _LARGEST = 256 << 20  # bytes of a frame; more is a mistake
-_CORE = (Delta, Grammar, Infill, Message, SamplingParams, Timings, TokenLogprob, ToolCall, Usage)
+_CORE = (
+    Control, Delta, Grammar, Infill, Message, SamplingParams, Timings, TokenLogprob, ToolCall, Turn, Usage,
+)  # fmt: skip
 _OWN = tuple(v for v in vars(messages).values() if isinstance(v, type) and v.__module__ == messages.__name__)
 _CLASSES = {(c.__module__, c.__qualname__): c for c in (*_CORE, *_OWN)}
 
