@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import re
@@ -106,7 +107,31 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
 
 
-@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+OF_SERVER = {
+    "openai_tools.py": "openai",
+    "langchain_tools.py": "langchain_openai",
+    "qwen_agent_tools.py": "qwen_agent",
+}
+
+
+@pytest.mark.parametrize("example", [e for e in EXAMPLES if e.name not in OF_SERVER], ids=lambda p: p.name)
 def test_examples_run(example: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [str(example), str(workplace / "Qwen-7B-Chat")])
     runpy.run_path(str(example), run_name="__main__")
+
+
+@pytest.mark.parametrize("example", OF_SERVER)
+def test_examples_that_need_a_server_run(
+    example: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for needed in (OF_SERVER[example], "fastapi", "uvicorn"):
+        pytest.importorskip(needed, reason="no part of qwenkit")
+    monkeypatch.syspath_prepend(ROOT / "tests" / "serve")
+    running_server = importlib.import_module("running_server")
+    server = running_server.RunningServer(workplace / "Qwen-7B-Chat").ready()
+    try:
+        monkeypatch.setattr(sys, "argv", [example, f"{server.url}/v1"])
+        runpy.run_path(str(ROOT / "examples" / example), run_name="__main__")
+    finally:
+        server.stop()

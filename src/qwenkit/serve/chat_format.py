@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from qwenkit.core import Delta, FinishReason, Usage
-from qwenkit.serve.formats import Chunks, Envelope, Written, usage_json
+from qwenkit.serve.formats import Chunks, Envelope, usage_json
 from qwenkit.serve.logprobs import chat_logprobs
 from qwenkit.serve.messages import Accepted
 from qwenkit.serve.reply_reader import ReplyReader
+from qwenkit.serve.written import Written
 from qwenkit.text.calls import Arguments, CallEvent, CallStarted, Content
 from qwenkit.text.tools import Calling
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from qwenkit.core import TokenLogprob
+from qwenkit.core import FinishReason, TokenLogprob
 
 
 @dataclass
@@ -14,7 +14,7 @@ class Written:
 
     text: str = ""
     logprobs: list[TokenLogprob] | None = None
-    finish_reason: str | None = None
+    finish_reason: FinishReason | None = None
 
     @property
     def mean_logprob(self) -> float:
