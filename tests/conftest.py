@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+import chromium
 from real_data import debian_reference_text, smollm2_file
 
 # A busy machine is no bug: no test may fail for being slow.
@@ -104,6 +105,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         "peer": None
         if os.environ.get("QWENKIT_TEST_PEER")
         else "set QWENKIT_TEST_PEER=1 to compare with other engines",
+        "browser": chromium.missing(),
     }
     for item in items:
         for tier, reason in closed.items():

@@ -21,6 +21,9 @@ const marked = new Marked({
       if (HARMLESS.test(text.trim())) return text;
       return block ? `<p class="verbatim">${escape(text.trimEnd())}</p>` : escape(text);
     },
+    checkbox({ checked }) {
+      return `<span class="task">${checked ? "☑" : "☐"}</span> `;
+    },
     image({ href, text }) {
       return anchor(href, escape(text || href));
     },
@@ -44,13 +47,13 @@ function anchor(href: string, inside: string): string {
 
 const POLICY = {
   ALLOWED_TAGS: [
-    "a", "blockquote", "br", "code", "del", "div", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "input", "kbd",
+    "a", "blockquote", "br", "code", "del", "div", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "kbd",
     "li", "mark", "ol", "p", "pre", "span", "strong", "sub", "sup", "table", "tbody", "td", "th", "thead", "tr", "u",
     "ul",
   ],
-  ALLOWED_ATTR: ["align", "checked", "class", "disabled", "href", "rel", "start", "target", "type"],
+  ALLOWED_ATTR: ["align", "class", "href", "rel", "start", "target"],
   ALLOWED_URI_REGEXP: /^(?:https?|mailto):/i,
-  ADD_URI_SAFE_ATTR: ["align", "checked", "disabled", "rel", "start", "target", "type"], // hold no addresses
+  ADD_URI_SAFE_ATTR: ["align", "rel", "start", "target"], // hold no addresses
   ALLOW_DATA_ATTR: false,
   ALLOW_ARIA_ATTR: false,
   RETURN_TRUSTED_TYPE: true,

@@ -5,6 +5,7 @@ import type { Conversation } from "../chat/conversation";
 import { newConversation } from "../chat/conversation";
 import * as database from "./database";
 import { setupOfNew } from "./preferences";
+import { leave, pickUp } from "./rescue";
 
 const WRITE_AFTER_MS = 400;
 
@@ -22,7 +23,9 @@ export const notKept = signal(false);
 
 const others = typeof BroadcastChannel === "undefined" ? null : new BroadcastChannel("qwenkit-conversations");
 const waiting = new Set<string>();
+const writing = new Set<string>();
 let timer: ReturnType<typeof setTimeout> | undefined;
+let written = -WRITE_AFTER_MS;
 
 export function find(id: string): Conversation | undefined {
   return conversations.value.get(id) ?? (blank.value.id === id ? blank.value : undefined);
@@ -80,7 +83,13 @@ export function restore(some: Conversation[]): void {
 export async function load(): Promise<void> {
   try {
     const found = new Map((await database.all()).map((one) => [one.id, one]));
-    conversations.value = new Map([...found, ...conversations.value]);
+    for (const [id, one] of Object.entries(pickUp())) {
+      if (one) found.set(id, one);
+      else found.delete(id);
+      waiting.add(id);
+    }
+    conversations.value = found;
+    if (waiting.size) void writeNow();
   } catch {
     notKept.value = true;
   }
@@ -89,16 +98,19 @@ export async function load(): Promise<void> {
   loaded.value = true;
 }
 
+/** At once, but not oftener than a growing reply is worth. */
 function writeSoon(id: string): void {
   waiting.add(id);
-  timer ??= setTimeout(() => void writeNow(), WRITE_AFTER_MS);
+  timer ??= setTimeout(() => void writeNow(), written + WRITE_AFTER_MS - performance.now());
 }
 
 export async function writeNow(): Promise<void> {
   clearTimeout(timer);
   timer = undefined;
+  written = performance.now();
   const ids = [...waiting];
   waiting.clear();
+  for (const id of ids) writing.add(id);
   try {
     await Promise.all(
       ids.map((id) => {
@@ -110,6 +122,7 @@ export async function writeNow(): Promise<void> {
   } catch {
     notKept.value = true;
   }
+  for (const id of ids) writing.delete(id);
 }
 
 // Another tab's change shows here too; what this tab is about to write wins.
@@ -124,7 +137,6 @@ others?.addEventListener("message", (event: MessageEvent<string>) => {
   });
 });
 
-addEventListener("pagehide", () => void writeNow());
-document.addEventListener("visibilitychange", () => {
-  if (document.visibilityState === "hidden") void writeNow();
+addEventListener("pagehide", () => {
+  leave(Object.fromEntries([...waiting, ...writing].map((id) => [id, conversations.value.get(id) ?? null])));
 });

@@ -106,7 +106,10 @@ async function run(
   let pieces = 0;
   let first: number | null = null;
   let shownAt = 0;
+  let timer: ReturnType<typeof setTimeout> | undefined;
   const show = () => {
+    clearTimeout(timer);
+    timer = undefined;
     shownAt = performance.now();
     running.value = {
       ...running.value,
@@ -129,12 +132,11 @@ async function run(
         stats.promptTokens = piece.usage.prompt_tokens;
         stats.completionTokens = piece.usage.completion_tokens;
       }
-      const now = performance.now();
-      if (now - shownAt >= SHOW_EVERY_MS) {
+      if (performance.now() - shownAt >= SHOW_EVERY_MS) {
         show();
         await new Promise((resolve) => setTimeout(resolve)); // let the page paint and hear the person
-      } else if (pieces === 1) {
-        show();
+      } else {
+        timer ??= setTimeout(show, SHOW_EVERY_MS);
       }
     }
   } catch (error) {
@@ -144,6 +146,7 @@ async function run(
       values.failure = failureOf(error);
     }
   }
+  clearTimeout(timer);
   const end = performance.now();
   if (first !== null) {
     stats.firstTokenMs = first - began;

@@ -9,19 +9,18 @@ interface Range {
   name: ParameterName;
   min?: number;
   max?: number;
-  step: number;
 }
 
 const RANGES: Range[] = [
-  { name: "temperature", min: 0, max: 5, step: 0.1 },
-  { name: "top_p", min: 0, max: 1, step: 0.05 },
-  { name: "top_k", min: 0, step: 1 },
-  { name: "min_p", min: 0, max: 1, step: 0.01 },
-  { name: "max_tokens", min: 1, step: 1 },
-  { name: "repetition_penalty", min: 0.1, max: 5, step: 0.05 },
-  { name: "presence_penalty", min: -2, max: 2, step: 0.1 },
-  { name: "frequency_penalty", min: -2, max: 2, step: 0.1 },
-  { name: "seed", min: 0, step: 1 },
+  { name: "temperature", min: 0, max: 5 },
+  { name: "top_p", min: 0, max: 1 },
+  { name: "top_k", min: 0 },
+  { name: "min_p", min: 0, max: 1 },
+  { name: "max_tokens", min: 1 },
+  { name: "repetition_penalty", min: 0.1, max: 5 },
+  { name: "presence_penalty", min: -2, max: 2 },
+  { name: "frequency_penalty", min: -2, max: 2 },
+  { name: "seed", min: 0 },
 ];
 
 export function ParameterFields() {
@@ -65,9 +64,10 @@ function Field(props: { range: Range; value: number | undefined; set: (values: P
   const { range, value, set } = props;
   const name = t(`parameter.${range.name}`);
   return (
-    <label class={`number ${value === undefined ? "" : "given"}`} title={t(`parameter.${range.name}.hint`)}>
-      <span>{name}</span>
+    <div class={`number ${value === undefined ? "" : "given"}`} title={t(`parameter.${range.name}.hint`)}>
+      <label for={range.name}>{name}</label>
       <input
+        id={range.name}
         type="number"
         inputMode="decimal"
         min={range.min}
@@ -83,7 +83,7 @@ function Field(props: { range: Range; value: number | undefined; set: (values: P
       {value !== undefined && (
         <IconButton icon="close" name={t("settings.reset", { name })} onClick={() => set({ [range.name]: undefined })} />
       )}
-    </label>
+    </div>
   );
 }
 

@@ -26,14 +26,18 @@ export function Thread() {
     const at = place.current;
     if (at) at.scrollTop = at.scrollHeight;
   };
-  useLayoutEffect(() => {
+  const follow = () => {
     following.current = true;
     away.value = false;
     toEnd();
-  }, [conversation.id, writing?.message]);
+  };
+  useLayoutEffect(follow, [conversation.id]);
+  useLayoutEffect(() => {
+    if (writing) follow();
+  }, [writing?.message]);
   useEffect(() => {
     // Formulas, colours and fonts come late and make the text longer.
-    const inside = place.current?.firstElementChild;
+    const inside = place.current?.querySelector(".messages");
     if (!inside) return undefined;
     const observer = new ResizeObserver(() => {
       if (following.current) toEnd();
@@ -51,6 +55,7 @@ export function Thread() {
   return (
     <div class="thread-frame">
       <div class="thread" ref={place} onScroll={onScroll} tabIndex={0} role="region" aria-label={t("thread.label")}>
+        <h1 class="unseen">{conversation.title || t("sidebar.untitled")}</h1>
         <ol class="messages">
           {parts(messages).map((part) => (
             <Part key={part[0]!.id} conversation={conversation} part={part} last={part.at(-1) === messages.at(-1)} />
