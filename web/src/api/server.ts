@@ -16,7 +16,7 @@ export async function models(): Promise<Model[]> {
 
 /** The token ids of a text, or of messages with the template around them. */
 export async function tokenize(
-  what: { prompt: string; parse_special?: boolean } | { messages: WireMessage[] },
+  what: { prompt: string; parse_special?: boolean } | { messages: WireMessage[]; tools?: unknown[] },
   signal?: AbortSignal,
 ): Promise<number[]> {
   const answer = (await (await send("tokenize", what, signal)).json()) as { tokens: number[] };

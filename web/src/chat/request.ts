@@ -46,8 +46,14 @@ export function wireParameters(setup: Setup): Record<string, unknown> {
   return { ...Object.fromEntries(given), ...(stop?.length ? { stop } : {}) };
 }
 
+/** The tools, if there are any. Throws an Error as `readTools`. */
+export function wireTools(setup: Setup): { tools?: unknown[] } {
+  const tools = readTools(setup.tools);
+  return tools.length ? { tools } : {};
+}
+
 /** Tool definitions out of what was typed. Throws an Error in words for people who read JSON. */
-export function wireTools(typed: string): unknown[] {
+export function readTools(typed: string): unknown[] {
   if (!typed.trim()) return [];
   const parsed: unknown = JSON.parse(typed);
   const list = Array.isArray(parsed) ? parsed : [parsed];

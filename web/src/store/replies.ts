@@ -61,11 +61,7 @@ export function reply(conversation: string, parent: string): void {
     reply(conversation, parent);
   };
   void run(conversation, id, again, (signal) => {
-    const tools = wireTools(asked.tools);
-    return chat(
-      { model: current.value?.id, messages, ...wireParameters(asked), ...(tools.length ? { tools } : {}) },
-      signal,
-    );
+    return chat({ model: current.value?.id, messages, ...wireParameters(asked), ...wireTools(asked) }, signal);
   });
 }
 
@@ -195,10 +191,10 @@ async function count(conversation: string, id: string): Promise<void> {
   if (!asked || !message) return;
   try {
     const [prompt, completion] = await Promise.all([
-      asked.tools ? undefined : tokenize({ messages: wireMessages(asked, tree.before(asked, id)) }),
+      tokenize({ messages: wireMessages(asked, tree.before(asked, id)), ...wireTools(asked) }),
       tokenize({ prompt: message.text }),
     ]);
-    const counts = { promptTokens: prompt?.length, completionTokens: completion.length };
+    const counts = { promptTokens: prompt.length, completionTokens: completion.length };
     update(conversation, (old) =>
       tree.change(old, id, { stats: { ...old.messages[id]?.stats, ...counts } }),
     );

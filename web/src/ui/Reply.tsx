@@ -56,7 +56,7 @@ export function Reply({ conversation, message, results, last }: Props) {
 function Ending({ conversation, message, last }: Omit<Props, "results">) {
   const { failure, finish } = message;
   if (!failure && (finish === "stop" || finish === "tool_calls")) return null;
-  const short = message.text !== "" && !message.toolCalls?.length && !(conversation.tools && failure);
+  const short = message.text !== "" && !message.toolCalls?.length && !conversation.tools;
   const goOn = short && last && (
     <button type="button" class="quiet-button" onClick={() => resume(conversation.id, message.id)}>
       <Icon of="play" />

@@ -1,6 +1,6 @@
 /** Tool definitions as JSON. */
 
-import { wireTools } from "../chat/request";
+import { readTools } from "../chat/request";
 import { shown, update } from "../store/conversations";
 import { t } from "../words/words";
 
@@ -37,7 +37,7 @@ export function ToolsField() {
 
 function check(typed: string): { count: number; wrong: string | null } {
   try {
-    return { count: wireTools(typed).length, wrong: null };
+    return { count: readTools(typed).length, wrong: null };
   } catch (error) {
     return { count: 0, wrong: error instanceof Error ? error.message : String(error) };
   }
