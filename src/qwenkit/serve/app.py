@@ -16,8 +16,10 @@ from qwenkit.serve import (
     routes_chat,
     routes_completions,
     routes_embeddings,
+    routes_messages,
     routes_models,
     routes_page,
+    routes_responses,
     routes_status,
 )
 from qwenkit.serve.access import Access
@@ -27,6 +29,16 @@ from qwenkit.serve.limits import BodyLimit, Limits
 from qwenkit.serve.page_files import PageFiles
 from qwenkit.serve.rates import RateLimit
 from qwenkit.serve.service import Service
+
+_ROUTES = (
+    routes_chat,
+    routes_completions,
+    routes_responses,
+    routes_messages,
+    routes_embeddings,
+    routes_models,
+    routes_status,
+)
 
 
 def create_app(service: Service) -> FastAPI:
@@ -49,7 +61,13 @@ def create_app(service: Service) -> FastAPI:
                 CORSMiddleware,
                 allow_origins=list(settings.cors_origins),
                 allow_methods=["GET", "POST"],
-                allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
+                allow_headers=[
+                    "Authorization",
+                    "Content-Type",
+                    "X-API-Key",
+                    "Anthropic-Version",
+                    "X-Request-ID",
+                ],
                 expose_headers=["X-Request-ID", "Retry-After"],
             )
         )
@@ -72,7 +90,7 @@ def create_app(service: Service) -> FastAPI:
         },
     )
     app.state.service = service
-    for routes in (routes_chat, routes_completions, routes_embeddings, routes_models, routes_status):
+    for routes in _ROUTES:
         app.include_router(routes.router)
     if page is not None:
         app.include_router(routes_page.router(page))

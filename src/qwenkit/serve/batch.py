@@ -171,8 +171,8 @@ class Batch:
     def _count(self, failed: bool, body: Any) -> None:
         usage = body.get("usage") if isinstance(body, dict) else None
         prompt, completion = (
-            _count(usage, name) if isinstance(usage, dict) else 0
-            for name in ("prompt_tokens", "completion_tokens")
+            sum(_count(usage, name) for name in names) if isinstance(usage, dict) else 0
+            for names in (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens"))
         )
         self.report.answered += 1
         self.report.prompt_tokens += prompt

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from qwenkit.core import RequestError
 
-URLS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+URLS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
 """Where a line may send its body."""
 
 _FIELDS = ("custom_id", "method", "url", "body")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from qwenkit.core import Delta, FinishReason, Usage
-from qwenkit.serve.formats import Chunks, Envelope, usage_json
+from qwenkit.serve.formats import Chunks, CompletionStream, Envelope, usage_json
 from qwenkit.serve.logprobs import chat_logprobs
 from qwenkit.serve.messages import Accepted
 from qwenkit.serve.reply_reader import ReplyReader
@@ -15,9 +15,9 @@ from qwenkit.text.calls import Arguments, CallEvent, CallStarted, Content
 from qwenkit.text.tools import Calling
 
 
-class ChatFormat:
-    """chat.completion and chat.completion.chunk. usage: whether chunks say `"usage": null`, as OpenAI's do
-    where usage was asked for. calling: what replies may call. legacy: calls are written as `function_call`.
+class ChatFormat(CompletionStream):
+    """chat.completion and chat.completion.chunk. usage: whether it was asked for, when OpenAI's chunks say
+    `"usage": null`. calling: what replies may call. legacy: calls are written as `function_call`.
     """
 
     def __init__(
@@ -61,8 +61,9 @@ class ChatFormat:
             )
         return self._envelope.around("chat.completion", choices)
 
-    def usage_chunk(self, usage: Usage) -> dict[str, Any]:
-        return self._envelope.around("chat.completion.chunk", [], usage=usage_json(usage))
+    def closing(self, usage: Usage) -> Chunks:
+        told = self._envelope.around("chat.completion.chunk", [], usage=usage_json(usage))
+        return [told] if self._more else []
 
     def _message(self, reader: ReplyReader) -> dict[str, Any]:
         calls = reader.calls

@@ -25,6 +25,16 @@ _TYPES = {
     503: "service_unavailable_error",
     504: "timeout_error",
 }
+_ANTHROPIC_PATH = "/v1/messages"
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 _TYPE_TRIED = re.compile(r"(str|int|list\[.*|constrained-.*|literal\[.*|tagged-union\[.*|NamedFunction)$")
 _LARK = "The Lark grammar"  # how errors of the grammar that tools make begin
 _SHOWN = 200  # characters of a client's own word that an error repeats
@@ -53,13 +63,23 @@ class ServeError(QwenkitError):
         error = {"message": str(self), "type": type_, "param": self.param, "code": self.code}
         return {"error": error}
 
+    def anthropic_body(self) -> dict[str, Any]:
+        """The same as Anthropic's clients expect it."""
+        kind = _ANTHROPIC_TYPES.get(
+            self.status, "invalid_request_error" if self.status < 500 else "api_error"
+        )
+        return {"type": "error", "error": {"type": kind, "message": str(self)}}
+
     def response(self, scope: Scope) -> JSONResponse:
-        """The answer to the request with this scope, whose record learns the code."""
+        """The answer to the request with this scope, whose record learns the code; in Anthropic's shape on
+        Anthropic's paths."""
         record(scope).code = self.code or str(self.status)
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        return JSONResponse(self.body(), self.status, headers)
+        path = scope["path"]
+        anthropic = path == _ANTHROPIC_PATH or path.startswith(f"{_ANTHROPIC_PATH}/")
+        return JSONResponse(self.anthropic_body() if anthropic else self.body(), self.status, headers)
 
     async def send(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer as an ASGI application."""

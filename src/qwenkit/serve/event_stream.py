@@ -1,4 +1,4 @@
-"""Server-sent events as OpenAI sends them, and noticing that a client has left.
+"""Server-sent events as OpenAI and Anthropic send them, and noticing that a client has left.
 
 A client that reads slowly stops this stream only: what the engine makes meanwhile is joined (reply).
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -23,6 +23,14 @@ T = TypeVar("T")
 _GRACE_S = 5.0  # for the last event to leave, after a reply's time is over
 
 
+class StreamStyle(Protocol):
+    """Of formats.Format, what is said of events."""
+
+    @property
+    def named(self) -> bool: ...
+    def failure(self, error: ServeError) -> dict[str, Any]: ...
+
+
 class ClientLeftError(Exception):
     """Nobody waits for the answer any more."""
 
@@ -33,22 +41,28 @@ async def unless_left(http: Request, work: Coroutine[Any, Any, T]) -> T:
 
 
 class EventStream(Response):
-    """Sends each of `events` as `data: {json}` and [DONE] after the last.
+    """Sends each of `events` as `data: {json}` and, where they have no names, [DONE] after the last.
 
-    A ServeError from `events` becomes an event {"error": ...}; then there is no [DONE], for the reply is not
-    whole. close: called when the stream has ended, however it did. seconds: what sending may take at most.
+    A ServeError from `events` becomes an event that says so; then there is no [DONE], for the reply is not
+    whole. style: how both are written. close: called when the stream has ended, however it did. seconds: what
+    sending may take at most.
     """
 
     media_type = "text/event-stream"
 
     def __init__(
-        self, events: AsyncIterator[dict[str, Any]], close: Callable[[], None], seconds: float
+        self,
+        events: AsyncIterator[dict[str, Any]],
+        close: Callable[[], None],
+        seconds: float,
+        style: StreamStyle,
     ) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]  # of the empty body
         self._events = events
         self._close = close
         self._seconds = seconds
+        self._style = style
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         about = record(scope)
@@ -65,16 +79,21 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         try:
             async for event in self._events:
-                await _send_event(send, compact(event))
-            await _send_event(send, "[DONE]")
+                await self._send_event(send, event)
+            if not self._style.named:
+                await _send_data(send, "data: [DONE]\n\n")
         except ServeError as error:
             record(scope).code = error.code or str(error.status)
-            await _send_event(send, compact(error.body()))
+            await self._send_event(send, self._style.failure(error))
         except Exception as error:  # noqa: BLE001  the headers are out: an event is all that can be said
             logs.event("mistake", 40, id=record(scope).id, error=logs.where(error))
             record(scope).code = "500"
-            await _send_event(send, compact(internal_error().body()))
+            await self._send_event(send, self._style.failure(internal_error()))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send_event(self, send: Send, event: dict[str, Any]) -> None:
+        name = f"event: {event['type']}\n" if self._style.named else ""
+        await _send_data(send, f"{name}data: {compact(event)}\n\n")
 
 
 def compact(value: dict[str, Any]) -> str:
@@ -82,8 +101,8 @@ def compact(value: dict[str, Any]) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
-async def _send_event(send: Send, data: str) -> None:
-    await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True})
+async def _send_data(send: Send, text: str) -> None:
+    await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
 
 
 async def _left(receive: Callable[[], Awaitable[Any]]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from qwenkit.core import Delta, Usage
+from qwenkit.serve.errors import ServeError
 from qwenkit.serve.logprobs import TextLogprobs, joined
 from qwenkit.serve.messages import Accepted
 from qwenkit.serve.written import Written, best
@@ -43,7 +44,12 @@ class Envelope:
 
 
 class Format(Protocol):
-    """Choices are told apart by the number of their prompt and their own number in it."""
+    """Choices are told apart by the number of their prompt and their own number in it.
+
+    named: whether events have their type as a name, and the last of them is the end, or the word [DONE].
+    """
+
+    named: bool
 
     def opening(self, accepted: Sequence[Accepted]) -> Chunks:
         """Chunks before any text."""
@@ -54,8 +60,14 @@ class Format(Protocol):
     def whole(self, accepted: Sequence[Accepted], written: dict[tuple[int, int], Written]) -> dict[str, Any]:
         """The reply without a stream, but for its usage."""
 
-    def usage_chunk(self, usage: Usage) -> dict[str, Any]:
-        """The chunk of stream_options.include_usage."""
+    def closing(self, usage: Usage) -> Chunks:
+        """Chunks after all text."""
+
+    def usage(self, usage: Usage) -> dict[str, Any]:
+        """Of a reply without a stream."""
+
+    def failure(self, error: ServeError) -> dict[str, Any]:
+        """The chunk that ends a stream which cannot go on."""
 
 
 def usage_json(usage: Usage) -> dict[str, Any]:
@@ -67,7 +79,19 @@ def usage_json(usage: Usage) -> dict[str, Any]:
     }
 
 
-class TextFormat:
+class CompletionStream:
+    """What streams of both completion endpoints have in common."""
+
+    named = False
+
+    def usage(self, usage: Usage) -> dict[str, Any]:
+        return usage_json(usage)
+
+    def failure(self, error: ServeError) -> dict[str, Any]:
+        return error.body()
+
+
+class TextFormat(CompletionStream):
     """text_completion. echo: the prompt comes first; logprobs: whether they were asked for; ranked: more
     choices than `n` are generated, and the likeliest written."""
 
@@ -114,8 +138,9 @@ class TextFormat:
                 )
         return self._envelope.around("text_completion", choices)
 
-    def usage_chunk(self, usage: Usage) -> dict[str, Any]:
-        return self._envelope.around("text_completion", [], usage=usage_json(usage))
+    def closing(self, usage: Usage) -> Chunks:
+        told = self._envelope.around("text_completion", [], usage=usage_json(usage))
+        return [told] if self._more else []
 
     def _prompt(self, prompt: int, index: int, accepted: Accepted) -> tuple[str, Any]:
         scores = accepted.prompt_logprobs

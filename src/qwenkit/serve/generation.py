@@ -14,7 +14,7 @@ from starlette.responses import Response
 from qwenkit.core import Usage
 from qwenkit.serve.errors import ServeError
 from qwenkit.serve.event_stream import ClientLeftError, EventStream, compact, unless_left
-from qwenkit.serve.formats import Format, usage_json
+from qwenkit.serve.formats import Format
 from qwenkit.serve.messages import Accepted
 from qwenkit.serve.record import record
 from qwenkit.serve.reply import ReplyGroup
@@ -24,9 +24,9 @@ from qwenkit.serve.written import Written
 
 
 async def respond(
-    http: Request, service: Service, wishes: Sequence[Wish], format: Format, *, stream: bool, usage: bool
+    http: Request, service: Service, wishes: Sequence[Wish], format: Format, *, stream: bool
 ) -> Response:
-    """Generate for all `wishes` and write it in `format`. usage: end a stream with a chunk of it.
+    """Generate for all `wishes` and write it in `format`.
 
     The status is decided only when the engine has taken every prompt, so an error is never a 200. Raises
     ServeError.
@@ -38,8 +38,8 @@ async def respond(
         try:
             accepted = await unless_left(http, run.group.accepted())
             if stream:
-                events = run.events(accepted, format, usage)
-                return EventStream(events, kept.pop_all().close, run.seconds)
+                events = run.events(accepted, format)
+                return EventStream(events, kept.pop_all().close, run.seconds, format)
             body = await unless_left(http, run.collect(accepted, format))
         except ClientLeftError:
             record(http.scope).left = True
@@ -67,9 +67,7 @@ class _Run:
         self._service.groups.discard(self.group)
         self.group.close()
 
-    async def events(
-        self, accepted: Sequence[Accepted], format: Format, usage: bool
-    ) -> AsyncIterator[dict[str, Any]]:
+    async def events(self, accepted: Sequence[Accepted], format: Format) -> AsyncIterator[dict[str, Any]]:
         self._took(accepted)
         for chunk in format.opening(accepted):
             yield chunk
@@ -77,9 +75,8 @@ class _Run:
             self._time(prompt, delta.index, len(delta.token_ids))
             for chunk in format.chunk(prompt, delta):
                 yield chunk
-        total = self._finish()
-        if usage:
-            yield format.usage_chunk(total)
+        for chunk in format.closing(self._finish()):
+            yield chunk
 
     async def collect(self, accepted: Sequence[Accepted], format: Format) -> dict[str, Any]:
         self._took(accepted)
@@ -91,10 +88,11 @@ class _Run:
             texts.setdefault((prompt, delta.index), []).append(delta.text)
             if delta.logprobs is not None:
                 choice.logprobs = [*(choice.logprobs or ()), *delta.logprobs]
-            choice.finish_reason = delta.finish_reason or choice.finish_reason
+            if delta.finish_reason is not None:
+                choice.finish_reason, choice.stop_reason = delta.finish_reason, delta.stop_reason
         for key, parts in texts.items():
             written[key].text = "".join(parts)
-        return {**format.whole(accepted, written), "usage": usage_json(self._finish())}
+        return {**format.whole(accepted, written), "usage": format.usage(self._finish())}
 
     def _finish(self) -> Usage:
         ends = [reply.done for reply in self.group.replies if reply.done is not None]

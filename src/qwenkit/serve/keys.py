@@ -79,12 +79,18 @@ class KeyCheck:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self._keys and scope["path"] not in self._open:
-            given = dict(scope["headers"]).get(b"authorization", b"")
+            headers = dict(scope["headers"])
+            given = headers.get(b"authorization", b"")
+            if not given and b"x-api-key" in headers:  # how Anthropic's clients send it
+                given = b"Bearer " + headers[b"x-api-key"]
             which = self._keys.accept(given)
             if which is None:
                 problem = "The API key is not known." if given else "There is no API key."
                 error = ServeError(
-                    problem, "Send it as: Authorization: Bearer KEY.", status=401, code="invalid_api_key"
+                    problem,
+                    "Send it as: Authorization: Bearer KEY, or X-API-Key: KEY.",
+                    status=401,
+                    code="invalid_api_key",
                 )
                 await error.send(scope, receive, send)
                 return

@@ -61,5 +61,4 @@ async def chat_completions(body: ChatRequest, http: Request) -> Response:
             envelope, params.n, usage=usage, calling=asked.calling, legacy=not body.tools and bool(use.tools)
         ),
         stream=bool(body.stream),
-        usage=usage,
     )

@@ -57,7 +57,6 @@ async def completions(body: CompletionRequest, http: Request) -> Response:
         [Wish(prompt, params, scores, generate) for prompt in prompts],
         TextFormat(envelope, n, echo=echo, logprobs=logged, usage=usage, ranked=ranked),
         stream=bool(body.stream),
-        usage=usage,
     )
 
 

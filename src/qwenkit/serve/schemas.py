@@ -6,13 +6,14 @@ A field of OpenAI's that is declared here either works, is documented as having 
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from qwenkit.core import Grammar, RequestError, SamplingParams
+from qwenkit.serve.answer_schema import schema_grammar
 from qwenkit.serve.errors import ServeError, invalid
 from qwenkit.serve.limits import Limits
 from qwenkit.serve.tool_schemas import (
@@ -72,10 +73,7 @@ class Sampling(Strict):
 
     def refuse_unsupported(self) -> None:
         """Raises ServeError naming the first field that asks for something the server does not do."""
-        for name, (why, neutral) in UNSUPPORTED.items():
-            value = getattr(self, name, None)
-            if value is not None and not any(_same(value, allowed) for allowed in neutral):
-                raise ServeError(f"{name} is not supported. {why}", code="unsupported_parameter", param=name)
+        refuse_unsupported(self, UNSUPPORTED)
         if self.stream_options is not None and not self.stream:
             raise ServeError(
                 "stream_options needs stream.", "Set stream to true.", code="invalid_value",
@@ -191,17 +189,10 @@ class ChatRequest(Sampling):
 
     def grammar(self, limits: Limits) -> Grammar | None:
         """What response_format demands. Raises ServeError for a schema that cannot be enforced."""
-        try:
-            if isinstance(self.response_format, JSONAnswer):
-                return Grammar.json_object()
-            if isinstance(self.response_format, SchemaAnswer):
-                size = len(json.dumps(self.response_format.json_schema.schema_, ensure_ascii=False))
-                limits.check("response_format", size, limits.schema_characters, "characters of a schema")
-                return Grammar.json_schema(self.response_format.json_schema.schema_)
-        except RequestError as error:
-            raise ServeError(
-                error.problem, error.remedy, code="invalid_value", param="response_format"
-            ) from error
+        if isinstance(self.response_format, JSONAnswer):
+            return Grammar.json_object()
+        if isinstance(self.response_format, SchemaAnswer):
+            return schema_grammar(self.response_format.json_schema.schema_, limits, "response_format")
         return None
 
 
@@ -245,6 +236,15 @@ class DetokenizeRequest(Strict):
 
     model: str | None = None
     tokens: Items[int]
+
+
+def refuse_unsupported(body: Strict, fields: Mapping[str, tuple[str, tuple[Any, ...]]]) -> None:
+    """fields: why each is not supported, and values that ask for nothing and are let through. Raises
+    ServeError naming the first that asks for something."""
+    for name, (why, neutral) in fields.items():
+        value = getattr(body, name, None)
+        if value is not None and not any(_same(value, allowed) for allowed in neutral):
+            raise ServeError(f"{name} is not supported. {why}", code="unsupported_parameter", param=name)
 
 
 def _same(value: Any, allowed: Any) -> bool:

@@ -15,6 +15,7 @@ class Written:
     text: str = ""
     logprobs: list[TokenLogprob] | None = None
     finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
 
     @property
     def mean_logprob(self) -> float:

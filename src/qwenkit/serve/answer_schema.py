@@ -1,0 +1,20 @@
+"""A JSON schema that a request gives its answer, whatever the endpoint calls it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from qwenkit.core import Grammar, RequestError
+from qwenkit.serve.errors import ServeError
+from qwenkit.serve.limits import Limits
+
+
+def schema_grammar(schema: dict[str, Any], limits: Limits, field: str) -> Grammar:
+    """What enforces it. Raises ServeError naming `field` for a schema that is too large or none."""
+    size = len(json.dumps(schema, ensure_ascii=False))
+    limits.check(field, size, limits.schema_characters, "characters of a schema")
+    try:
+        return Grammar.json_schema(schema)
+    except RequestError as error:
+        raise ServeError(error.problem, error.remedy, code="invalid_value", param=field) from error
