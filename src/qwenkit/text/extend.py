@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-import tiktoken
-
 from qwenkit.core import TokenizerError
 from qwenkit.text.files import read_text
 from qwenkit.text.normalize import to_nfc
@@ -121,6 +119,8 @@ def _cut_apart(tokenizer: Tokenizer, words: list[str]) -> list[str]:
     first = len(tokenizer) + 256
     ids = {word: first + i for i, word in enumerate(words)}
     every_byte = {bytes([b]): len(tokenizer) + b for b in range(256)}
+    import tiktoken
+
     encoding = tiktoken.Encoding(
         "words",
         pat_str=tokenizer.pretokenizer.pattern,

@@ -13,8 +13,6 @@ from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 
-import tiktoken
-
 from qwenkit.core import TokenizerError
 from qwenkit.text.normalize import replace_surrogates, to_nfc
 from qwenkit.text.pretokenize import LONG_RUN, QWEN, Pretokenizer
@@ -66,6 +64,8 @@ class Tokenizer:
         self._longest = max((len(token) for token in self._bytes_of_id if token), default=1)
         self._past_end = len(self._bytes_of_id)
         self._missing = {self._past_end + i: byte for i, byte in enumerate(bytes_missing)}
+        import tiktoken  # here: the server's HTTP process reads calls with this package, and no tokens
+
         self._encoding = tiktoken.Encoding(
             f"qwenkit:{name}",
             pat_str=pretokenizer.pattern,
