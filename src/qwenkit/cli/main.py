@@ -34,6 +34,7 @@ from qwenkit.cli.run_batch import run_batch
 from qwenkit.cli.serve import serve
 from qwenkit.cli.tokenize import tokenize
 from qwenkit.cli.vocab import vocab
+from qwenkit.cli.web import web
 from qwenkit.core import QwenkitError
 
 EXIT_ERROR = 1
@@ -135,6 +136,7 @@ for command in (
     perplexity,
     compare,
     serve,
+    web,
     run_batch,
 ):
     app.command()(command)

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from qwenkit.cli import options
+from qwenkit.cli.browser import open_page
 from qwenkit.cli.loading import chosen_model
 from qwenkit.core import UnsupportedError
 
@@ -47,6 +48,9 @@ def serve(
         list[str] | None, typer.Option(help="Let web pages of this origin ask; may be repeated.")
     ] = None,
     page: Annotated[bool, typer.Option("--page/--no-page", help="Serve a page to chat on at /.")] = True,
+    open_browser: Annotated[
+        bool, typer.Option("--open/--no-open", help="Open the page in a browser when the model is there.")
+    ] = False,
     max_running: Annotated[int, typer.Option(min=1, help="Replies computed together.")] = 32,
     max_queue: Annotated[int, typer.Option(min=0, help="Prompts that may wait; more get a 429.")] = 128,
     max_choices: Annotated[int, typer.Option(min=1, help="Largest n of a request.")] = 16,
@@ -88,6 +92,8 @@ def serve(
     """
     name = chosen_model(model, model_option)
     check_installed("The server")
+    if open_browser and not page:
+        raise typer.BadParameter("--open opens the page that --no-page leaves out; give one of them.")
     from qwenkit.serve.keys import Keys
     from qwenkit.serve.limits import Limits
     from qwenkit.serve.messages import EngineConfig
@@ -116,7 +122,7 @@ def serve(
         log_format=log_format,
         log_level=log_level,
     )
-    run(settings, quiet=quiet)
+    run(settings, quiet=quiet, ready=open_page if open_browser else None)
 
 
 def check_installed(what: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -22,8 +23,12 @@ from qwenkit.serve.tls import check_tls
 _FORCED_S = 5  # between the end of replies and the end of connections that still do not close
 
 
-def serve(settings: ServeSettings, *, quiet: bool = False) -> None:
+def serve(
+    settings: ServeSettings, *, quiet: bool = False, ready: Callable[[str], object] | None = None
+) -> None:
     """Serve until SIGINT or SIGTERM; a second signal does not wait for replies.
+
+    ready: called once with the server's address, on a thread of its own, when the model is there.
 
     Raises QwenkitError when the port is taken, or when the model cannot be loaded in the first place.
     """
@@ -43,7 +48,7 @@ def serve(settings: ServeSettings, *, quiet: bool = False) -> None:
         _say(f"Listening on {where}, loading the model ...")
 
     async def run() -> None:
-        announcing = asyncio.create_task(_announce(supervisor, server, service, where, quiet))
+        announcing = asyncio.create_task(_announce(supervisor, server, service, where, quiet, ready))
         try:
             await server.serve(sockets=[listener])
         finally:
@@ -110,7 +115,12 @@ class _Server(uvicorn.Server):
 
 
 async def _announce(
-    supervisor: Supervisor, server: _Server, service: Service, where: str, quiet: bool
+    supervisor: Supervisor,
+    server: _Server,
+    service: Service,
+    where: str,
+    quiet: bool,
+    ready: Callable[[str], object] | None,
 ) -> None:
     """Say that the model is there; end the server if it never will be."""
     while supervisor.loaded is None:  # the application starts the engine
@@ -121,13 +131,14 @@ async def _announce(
         server.failure = QwenkitError(error.problem, error.remedy)
         server.should_exit = True
         return
-    if quiet:
-        return
-    if card.notice:
-        _say(card.notice)
-    if not card.is_chat:
-        _say(f"warning: {card.name} is a base model; it completes text and was not trained to chat.")
-    _say(f"Ready: {service.names(card)[0]} at {where}/v1, {card.context_length} tokens of context.")
+    if not quiet:
+        if card.notice:
+            _say(card.notice)
+        if not card.is_chat:
+            _say(f"warning: {card.name} is a base model; it completes text and was not trained to chat.")
+        _say(f"Ready: {service.names(card)[0]} at {where}/v1, {card.context_length} tokens of context.")
+    if ready is not None:
+        await asyncio.to_thread(ready, where)
 
 
 def _listen(settings: ServeSettings) -> socket.socket:
