@@ -21,7 +21,7 @@ async def local_client(
     """Requests go through the server's routes without a socket. The engine is a process of its own here too,
     so one that dies is started again. say: told what the model has to say about itself. Raises QwenkitError
     if the model cannot be loaded."""
-    engine = Supervisor(settings.engine)
+    engine = Supervisor(settings.engine, step_s=settings.limits.step_s)
     await engine.start()
     try:
         assert engine.loaded is not None
