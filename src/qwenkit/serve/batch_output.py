@@ -25,8 +25,8 @@ class BatchOutput:
     """A context manager; only one may have a file open. Raises QwenkitError for a file in use, not writable,
     or with lines that are no answers.
 
-    answered: digests of the custom_ids that have an answer; reported: numbers of lines found bad; failed: how
-    many of both are no success. again: forget answers that are no success, so that they are asked for again.
+    answered: digests of the custom_ids that earlier runs answered; reported: numbers of lines they found bad;
+    failed: how many answers in all are no success. again: forget those, so that they are asked for again.
     """
 
     def __init__(self, path: Path, *, again: bool = False) -> None:
@@ -86,7 +86,7 @@ class BatchOutput:
                 f"Cannot write {self._path}: {error.strerror}.",
                 "Make room; a second start goes on from there.",
             ) from error
-        self._note(value)
+        self.failed += not _succeeded(value["response"])
 
     def _note(self, value: dict[str, Any]) -> None:
         error, response = value.get("error"), value.get("response")
