@@ -99,6 +99,38 @@ def test_a_hermes_reply_cut_anywhere_shows_no_marker(calls, cut):
     assert spoken.reason("length") == "length"
 
 
+SPACE = st.sampled_from(["", " ", "\n", "\n  "])
+
+
+@given(
+    calls=CALLS, spaces=st.tuples(SPACE, SPACE, SPACE, SPACE), fenced=st.booleans(), listed=st.booleans(),
+    end=st.sampled_from(["", "}", "}\n```", "}\n```\nThis calls f."]),
+    cuts=st.lists(st.integers(0, 999), max_size=9),
+)  # fmt: skip
+def test_calls_without_tags_at_the_beginning(calls, spaces, fenced, listed, end, cuts):
+    a, b, c, d = spaces
+    heads = [f'{a}{{{b}"name":{c}"{name}",{d}"arguments":{a}{arguments}' for name, arguments in calls]
+    reply = ("```json\n" if fenced else "") + ("[" if listed else "") + f"{b}}},\n".join(heads) + end
+    names = ["f", "get.weather", "天气"]
+    spoken = read(HermesParser(names), reply)
+    assert spoken.content == ""
+    assert [(call.name, call.arguments) for call in spoken.calls] == calls
+    assert spoken.reason("stop") == "tool_calls"
+    whole = streamed(HermesParser(names), [reply])
+    assert streamed(HermesParser(names), pieces(reply, cuts)) == whole == streamed(HermesParser(names), reply)
+    tagged = [Content(reply)]
+    assert streamed(HermesParser(), reply) == tagged  # where only tags count
+    assert streamed(HermesParser(["other"]), reply) == tagged
+    assert streamed(HermesParser(names), "So: " + reply) == [Content("So: " + reply)]
+
+
+@given(text=TEXTS, cuts=st.lists(st.integers(0, 999), max_size=9))
+def test_what_begins_as_a_call_without_tags_and_is_none_is_content(text, cuts):
+    text += "\n!"
+    for begun in (text, '```json\n{"name": "f"' + text, '{"name": "f", "arguments": ' + text.lstrip("{ \n")):
+        assert streamed(HermesParser(["f"]), pieces(begun, cuts)) == [Content(begun)]
+
+
 def test_events_come_as_early_as_they_can():
     parser = HermesParser()
     assert parser.push("Hi <") == [Content("Hi")]

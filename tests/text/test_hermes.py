@@ -120,6 +120,8 @@ def test_a_late_system_message_is_refused():
 @pytest.mark.parametrize("name", ["get.weather", "天气", "a-b_C9", "x" * 64])
 def test_names_that_can_be_called(name):
     assert f'"{name}" mid' in Hermes().grammar(ToolUse((Tool(name),))).text
+    many = tuple(Tool(f"{i:03d}" + "é" * 61) for i in range(128))
+    assert Hermes().grammar(ToolUse(many)).text.count("%json") == 128
 
 
 @pytest.mark.parametrize("name", ["", "a b", 'a"', "a\n", "x" * 65, "a/b", None])

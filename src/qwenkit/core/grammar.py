@@ -67,9 +67,12 @@ class Grammar:
         return Grammar("choice", json.dumps(list(texts), ensure_ascii=False))
 
     @staticmethod
-    def lark(grammar: str) -> Grammar:
+    def lark(grammar: str, *, rule_bytes: int = MOST_RULE_BYTES) -> Grammar:
         """Text that follows a Lark grammar as llguidance reads it: it begins with the rule `start`; `%json`
-        and a schema stand for JSON, `<|im_end|>` and the like for control tokens."""
+        and a schema stand for JSON, `<|im_end|>` and the like for control tokens.
+
+        rule_bytes: what the rules without their schemas may take, for who knows that more are harmless.
+        """
         _check_text(grammar, "Lark grammar")
         rules, at = [], 0
         for found in _JSON.finditer(grammar):
@@ -90,7 +93,7 @@ class Grammar:
                 ) from error
             rules.append(grammar[at : found.end()])
             at = end
-        _check_size("".join(rules) + grammar[at:], "Lark grammar, without its schemas,", MOST_RULE_BYTES)
+        _check_size("".join(rules) + grammar[at:], "Lark grammar, without its schemas,", rule_bytes)
         _check_size(grammar, "Lark grammar", MOST_CHOICE_BYTES)
         return Grammar("lark", grammar)
 

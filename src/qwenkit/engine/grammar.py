@@ -331,8 +331,7 @@ def _refusal(grammar: Grammar, problem: str) -> RequestError:
             schema = grammar.text[start:end]
             found = LLMatcher.validate_grammar(_source(Grammar("json_schema", schema)), limits=_limits())
             if found:
-                before = grammar.text[:start].rpartition("\n")[2].removesuffix("%json").strip()
-                where = f" after {before[-80:]!r} at {_place(json.loads(schema), found)}"
+                where = f" {_context(grammar.text[:start])} at {_place(json.loads(schema), found)}"
                 problem = found
                 break
     errors = [line[7:] for line in problem.split("\n") if line.startswith("error: ")]
@@ -341,6 +340,14 @@ def _refusal(grammar: Grammar, problem: str) -> RequestError:
         f"{_what(grammar)} cannot be enforced{where}: {reason:.300}.",
         "See 'What can be enforced' in docs/structured.md.",
     )
+
+
+def _context(before: str) -> str:
+    """Which schema of a Lark grammar comes after this text: what the line above remarks, or its own line."""
+    *above, line = before.split("\n")
+    if above and above[-1].startswith("// "):
+        return f"for {above[-1][3:]}"
+    return f"after {line.removesuffix('%json').strip()[-80:]!r}"
 
 
 def _place(schema: Any, problem: str, most: int = 300) -> str:

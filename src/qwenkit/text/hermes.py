@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 from qwenkit.core import Control, Grammar, Message, RequestError, Tool, ToolCall, ToolUse, Turn
+from qwenkit.text.bare_calls import bare_head, bare_rules
 from qwenkit.text.calls import (
     Arguments,
     CallEnded,
@@ -23,7 +24,7 @@ from qwenkit.text.calls import (
     possible_prefix,
 )
 from qwenkit.text.json_object import ObjectEnd
-from qwenkit.text.tool_schema import arguments_schema
+from qwenkit.text.tool_schema import RULE_BYTES, arguments_schema
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _OPEN, _CLOSE = Control(OPEN), Control(CLOSE)
@@ -31,7 +32,8 @@ _RESULT, _END_RESULT = Control("<tool_response>"), Control("</tool_response>")
 
 _HEAD = '\n{"name": "'
 _MIDDLE = '", "arguments": '
-_TAIL = f"}}\n{CLOSE}"
+_NEXT = f"}}\n{CLOSE}\n{OPEN}"
+"""Between the arguments of a call and the head of the next."""
 _NAME_END = re.compile(r'["\\\n]')
 _LONGEST_NAME = 64
 
@@ -78,38 +80,53 @@ class Hermes:
 
         Raises RequestError for schemas that are none, or too large together.
         """
-        choice = use.choice
+        choice, tools = use.choice, use.callable
         opening, closing = (OPEN, CLOSE) if self.tokens else (json.dumps(OPEN), json.dumps(CLOSE))
-        calls = f'call ("\\n" {opening} call)*' if choice.parallel else "call"
-        tools = "\n  | ".join(f'"{tool.name}" mid %json {arguments_schema(tool)}' for tool in use.callable)
+        calls = f'call ("\\n" {opening} call)* rest?' if choice.parallel else "call"
+        names = "\n  | ".join(f'"{tool.name}" mid args{i}' for i, tool in enumerate(tools))
         rules = [
-            f"call: {json.dumps(_HEAD)} ({tools}) {json.dumps('}' + chr(10))} {closing}",
+            f"call: {json.dumps(_HEAD)} ({names}) {json.dumps('}' + chr(10))} {closing}",
             f"mid: {json.dumps(_MIDDLE)}",
+            *(f"// tool {t.name!r}\nargs{i}: %json {arguments_schema(t)}" for i, t in enumerate(tools)),
         ]
+        if choice.parallel:  # where the model would rather say something else than call again
+            rules.append(r"rest: /(\n?[^\n<]|\n\n)(.|\n){0,30}/")
         if choice.mode == "required":
             start = f"{opening} {calls}"
         elif answer is not None:
             start = f"%json {answer.text} | {opening} {calls}"
         else:
             # The marker counts however it is spelled, for who reads the text cannot tell.
-            start = f"TEXT | open {calls}"
             first = f"{opening} | TEXT {opening} | spelled" if self.tokens else "spelled"
-            rules += [f"open: {first}", f"spelled[lazy]: /(.|\\n)*{OPEN}/", r"TEXT: /(.|\n)*/"]
-        return Grammar.lark("\n".join([f"start: {start}", *rules]))
+            start = (
+                f"TEXT | open {calls} | bare{' (between? bare)* between? after?' if choice.parallel else ''}"
+            )
+            rules += [
+                f"open: {first}", f"spelled[lazy]: /(.|\\n)*{OPEN}/", r"TEXT: /(.|\n)*/",
+                f"bare: {' | '.join(f'bare{i} space? args{i}' for i in range(len(tools)))}",
+                *bare_rules([tool.name for tool in tools]),
+            ]  # fmt: skip
+        return Grammar.lark("\n".join([f"start: {start}", *rules]), rule_bytes=RULE_BYTES)
 
     def parser(self, use: ToolUse, answer: Grammar | None = None) -> HermesParser:
-        return HermesParser()
+        free = use.choice.mode != "required" and answer is None
+        return HermesParser([tool.name for tool in use.callable] if free else ())
 
 
 class HermesParser:
-    """A CallParser. White space between text and calls belongs to the format."""
+    """A CallParser. White space between text and calls belongs to the format, and text after a call is none.
 
-    def __init__(self) -> None:
+    names: tools that count without tags, too, at the beginning of the reply.
+    """
+
+    def __init__(self, names: Collection[str] = ()) -> None:
+        self._names = names
+        self._bare = bool(names)  # the reply may begin so, or has
         self._held = ""
         self._gap = ""  # white space at the end of the text so far
         self._calls = 0
         self._end: ObjectEnd | None = None  # of the arguments being read
-        self._after = False  # the arguments are whole, what closes the call is not
+        self._done = False
 
     def push(self, text: str) -> list[CallEvent]:
         self._held += text
@@ -119,40 +136,50 @@ class HermesParser:
         return events
 
     def finish(self) -> list[CallEvent]:
-        begun = self._end is not None or self._after or self._held.startswith(OPEN)
+        begun = self._end is not None or self._calls or self._held.startswith(OPEN)
         held, self._held = self._gap + self._held, ""
-        if begun or not held or (self._calls and OPEN.startswith(held.strip())):
+        if begun or not held:
             return []
         return [Content(held)]
 
     def _step(self, events: list[CallEvent]) -> bool:
         """Go on as far as one marker; False if that takes more text."""
-        if self._end is not None:
-            return self._arguments(self._end, events)
-        if self._after:
-            if len(self._held) < len(_TAIL) and _TAIL.startswith(self._held):
-                return False
-            self._held = self._held.removeprefix(_TAIL)
-            self._after = False
+        if self._done:
+            self._held = ""
         if not self._held:
             return False
-        at = self._held.find(OPEN)
-        if at < 0:
-            self._say(len(self._held) - possible_prefix(self._held, OPEN), events)
+        if self._end is not None:
+            return self._arguments(self._end, events)
+        found = self._find(events)
+        if found is None:
             return False
-        if at:
-            self._say(at, events)
-        head = _head(self._held[len(OPEN) :])
-        if head is None:
-            return False
-        if not head:  # no call follows
+        name, start = found
+        if name:
+            self._start(name, start, events)
+        elif self._calls:
+            self._done = True
+        elif self._bare:
+            self._bare = False
+        else:  # a marker with no call behind it
             self._say(len(OPEN), events)
-            return True
-        self._gap = ""
-        self._held = self._held[len(OPEN) + len(_HEAD + head + _MIDDLE) :]
-        self._end = ObjectEnd()
-        events.append(CallStarted(self._calls, head))
         return True
+
+    def _find(self, events: list[CallEvent]) -> tuple[str, int] | None:
+        """The next call, as in bare_head; text before the first is given out."""
+        if self._bare:
+            return bare_head(self._held, self._names, first=not self._calls)
+        if self._calls:
+            return _head(self._held, _NEXT)
+        at = self._held.find(OPEN)
+        self._say(at if at >= 0 else len(self._held) - possible_prefix(self._held, OPEN), events)
+        return _head(self._held, OPEN) if at >= 0 else None
+
+    def _start(self, name: str, length: int, events: list[CallEvent]) -> None:
+        """A call whose arguments come after so many characters."""
+        self._gap = ""
+        self._held = self._held[length:]
+        self._end = ObjectEnd()
+        events.append(CallStarted(self._calls, name))
 
     def _arguments(self, end: ObjectEnd, events: list[CallEvent]) -> bool:
         at = end.find(self._held)
@@ -165,11 +192,12 @@ class HermesParser:
         events.append(CallEnded(self._calls))
         self._held = self._held[at:]
         self._calls += 1
-        self._end, self._after = None, True
+        self._end = None
         return True
 
     def _say(self, length: int, events: list[CallEvent]) -> None:
         """Give out so much of what is held, but for white space at its end."""
+        self._bare = False
         said, self._held = self._held[:length], self._held[length:]
         text = said.rstrip()
         if text:
@@ -178,19 +206,19 @@ class HermesParser:
         self._gap += said[len(text) :]
 
 
-def _head(text: str) -> str | None:
-    """The name of the call whose text this is, up to the beginning of its arguments; None: it takes more text
-    to tell; "": it is none."""
-    start = len(_HEAD)
-    if not text.startswith(_HEAD):
-        return None if _HEAD.startswith(text) else ""
-    found = _NAME_END.search(text, start)
+def _head(text: str, before: str) -> tuple[str, int] | None:
+    """The name of the call after `before`, and where its arguments begin; None: it takes more text to tell;
+    ("", 0): there is none."""
+    before += _HEAD
+    if not text.startswith(before):
+        return None if before.startswith(text) else ("", 0)
+    found = _NAME_END.search(text, len(before))
     if found is None:
-        return None if len(text) - start <= _LONGEST_NAME else ""
-    name, rest = text[start : found.start()], text[found.start() :]
+        return None if len(text) - len(before) <= _LONGEST_NAME else ("", 0)
+    rest = text[found.start() :]
     if not rest.startswith(_MIDDLE + "{"):
-        return None if (_MIDDLE + "{").startswith(rest) else ""
-    return name
+        return None if (_MIDDLE + "{").startswith(rest) else ("", 0)
+    return text[len(before) : found.start()], found.start() + len(_MIDDLE)
 
 
 def _described(tools: Sequence[Tool]) -> list[str | Control]:

@@ -14,7 +14,7 @@ from qwenkit.core import Grammar, Message, Tool, ToolUse, Turn
 from qwenkit.text import react
 from qwenkit.text.calls import Arguments, CallEnded, CallEvent, CallStarted, Content, possible_prefix
 from qwenkit.text.json_object import ObjectEnd
-from qwenkit.text.tool_schema import arguments_schema
+from qwenkit.text.tool_schema import RULE_BYTES, arguments_schema
 
 _ACTION, _INPUT, _FINAL, _OBSERVATION = "\nAction:", "\nAction Input: ", "\nFinal Answer: ", react.STOPS[0]
 _THOUGHT = "/[^\\n]{0,600}/"
@@ -49,8 +49,15 @@ class ReAct:
 
         Raises RequestError for schemas that are none, or too large together.
         """
-        tools = "\n  | ".join(f'"{tool.name}" mid %json {arguments_schema(tool)}' for tool in use.callable)
-        rules = [f'call: " " ({tools})', r'mid: "\nAction Input: "']
+        names = "\n  | ".join(f'"{tool.name}" mid args{i}' for i, tool in enumerate(use.callable))
+        rules = [
+            f'call: " " ({names})',
+            r'mid: "\nAction Input: "',
+            *(
+                f"// tool {t.name!r}\nargs{i}: %json {arguments_schema(t)}"
+                for i, t in enumerate(use.callable)
+            ),
+        ]
         if use.choice.mode == "required":
             start = rf'{_THOUGHT} "\nAction:" call'
         elif answer is not None:
@@ -63,7 +70,7 @@ class ReAct:
                 r"observed[lazy]: /(.|\n)*Observation:/",
                 r"TEXT: /(.|\n)*/",
             ]
-        return Grammar.lark("\n".join([f"start: {start}", *rules]))
+        return Grammar.lark("\n".join([f"start: {start}", *rules]), rule_bytes=RULE_BYTES)
 
     def parser(self, use: ToolUse, answer: Grammar | None = None) -> ReActParser:
         return ReActParser(free=use.choice.mode != "required" and answer is None)

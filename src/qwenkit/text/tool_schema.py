@@ -8,6 +8,9 @@ from typing import Any
 from qwenkit.core import RequestError, Tool
 from qwenkit.core.json_schema import check_schema
 
+RULE_BYTES = 96 * 1024
+"""Of a grammar's rules: 128 tools have less, whatever their names."""
+
 _OPEN = ("additionalProperties", "unevaluatedProperties", "patternProperties", "anyOf", "oneOf", "$ref", "if")
 """Keywords with which properties of other names may belong to an object."""
 
