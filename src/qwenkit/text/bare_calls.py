@@ -15,9 +15,9 @@ _BETWEEN = " \n,]}`"
 
 
 def bare_rules(names: Sequence[str]) -> list[str]:
-    """Rules of a Lark grammar for `bare0`, `bare1` ...: a call up to its arguments, of each name in turn, which
-    wins over any text as soon as it matches; for what is `between` calls, for `space` before arguments, and for
-    other text `after` calls."""
+    """Rules of a Lark grammar for `bare0`, `bare1` ...: a call up to its arguments, of each name in turn,
+    which wins over any text as soon as it matches; for what is `between` calls, for `space` before arguments,
+    and for other text `after` calls."""
     return [
         rf'LEAD: /{_SPACE}(```)?(json)?{_SPACE}(\[{_SPACE})?\{{{_SPACE}"name":{_SPACE}"/',
         f'LINK: /",{_SPACE}"arguments":/',
