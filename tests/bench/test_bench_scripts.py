@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 import subprocess
 import sys
@@ -29,6 +31,7 @@ SCRIPTS = {
     "quantize": ("--size qwen2.5-0.5b --layers 1 --method rtn --group-size 64", "hours"),
     "reuse": ("MODEL --shared 64 --own 8 --rounds 1", "64 tokens reused"),
     "sampling": ("--rows 1 --repeats 1 --threads 1", "greedy"),
+    "tool_calls": ("", ""),  # has a test of its own
 }
 NATIVE = {"attention", "kernels", "overhead", "sampling"}  # they measure the compiled kernels
 
@@ -37,7 +40,42 @@ def test_no_script_is_forgotten() -> None:
     assert {path.stem for path in BENCH.glob("*.py")} == set(SCRIPTS)
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.fixture
+def bfcl(tmp_path: Path) -> Path:
+    """Data of the form that bench/tool_calls.py reads: one question of each category."""
+    folder = tmp_path / "data"
+    (folder / "possible_answer").mkdir(parents=True)
+    parameters = {"type": "dict", "properties": {"n": {"type": "float"}}, "required": ["n"]}
+    asked = {
+        "id": "1",
+        "question": [[{"role": "user", "content": "Halve 3."}]],
+        "function": [{"name": "math.half", "description": "Half of n.", "parameters": parameters}],
+    }
+    for category in ("simple_python", "multiple", "parallel"):
+        name = f"BFCL_v4_{category}.json"
+        (folder / name).write_text(json.dumps(asked))
+        answer = {"id": "1", "ground_truth": [{"math.half": {"n": [3]}}]}
+        (folder / "possible_answer" / name).write_text(json.dumps(answer))
+    return folder
+
+
+def test_tool_calls_are_judged(tiny_chat: Path, bfcl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for needed in ("fastapi", "uvicorn", "openai", "jsonschema", "llguidance"):
+        pytest.importorskip(needed)
+    monkeypatch.syspath_prepend(BENCH.parent / "tests" / "serve")
+    server = importlib.import_module("running_server").RunningServer(tiny_chat).ready()
+    try:
+        arguments = [bfcl, "--url", f"{server.url}/v1", "--cases", "1", "--choice", "required"]
+        command = [sys.executable, BENCH / "tool_calls.py", *map(str, arguments)]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    finally:
+        server.stop()
+    assert ended.returncode == 0, ended.stderr
+    assert "invalid" not in ended.stdout
+    assert ended.stdout.count(" 1/1  ") == 3, ended.stdout  # streamed as whole
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "tool_calls"])
 def test_a_script_runs(name: str, tiny_chat: Path, tmp_path: Path) -> None:
     if name in NATIVE and not native.ready():
         pytest.skip(native.explain())
