@@ -1,6 +1,8 @@
 """Take the pictures of docs/web.md: real conversations with the demo model, in Chromium.
 
-usage: python docs/images/shoot.py URL [FOLDER]     (a running `qwenkit serve`; needs playwright, chromium, pngquant)
+usage: python docs/images/shoot.py URL [FOLDER]     (of a running `qwenkit serve`)
+
+Needs playwright, chromium, pngquant, and the fonts Inter, Noto Sans CJK and JetBrains Mono as the system's.
 """
 
 from __future__ import annotations
@@ -70,7 +72,8 @@ def main(url: str, folder: Path) -> None:
         chinese(browser, url, folder)
         phone(browser, url, folder)
         browser.close()
-    subprocess.run(["pngquant", "--ext=.png", "--force", "--strip", *map(str, folder.glob("web-*.png"))], check=True)
+    pictures = map(str, folder.glob("web-*.png"))
+    subprocess.run(["pngquant", "--ext=.png", "--force", "--strip", *pictures], check=True)
 
 
 def light(browser: Browser, url: str, folder: Path) -> None:
@@ -107,8 +110,9 @@ def phone(browser: Browser, url: str, folder: Path) -> None:
     page = open_page(browser, url, color_scheme="dark", **PHONE)
     set_up(page, "Settings", temperature="0.3", seed="5", max_tokens="200")
     page.get_by_role("button", name="Close settings").last.click()
-    say(page, "Write a haiku about the sea.")
-    say(page, "Now give three short tips for writing haiku, each with a bold title.")
+    say(page, "How do I list files by size in bash? Answer briefly.")
+    page.touchscreen.tap(195, 700)
+    page.wait_for_timeout(300)
     page.screenshot(path=folder / "web-phone.png")
 
 

@@ -157,6 +157,20 @@ def test_built_files_are_from_these_sources() -> None:
     assert (FOLDER / "built-from.txt").read_text().strip() == digest.hexdigest()
 
 
+def test_wheels_have_the_built_files() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 has it")
+    pathspec = pytest.importorskip("pathspec", reason="mypy and the build bring it")
+    settings = tomllib.loads((WEB.parent / "pyproject.toml").read_text())["tool"]["scikit-build"]["wheel"]
+    assert settings["packages"] == ["src/qwenkit"]
+    left_out = pathspec.GitIgnoreSpec.from_lines(settings["exclude"])
+    ignored = pathspec.GitIgnoreSpec.from_lines((WEB.parent / ".gitignore").read_text().splitlines())
+    for path in BUILT:
+        name = path.relative_to(FOLDER.parents[2]).as_posix()
+        assert name.startswith("qwenkit/serve/page/")
+        assert not left_out.match_file(name)
+        assert not ignored.match_file(f"src/{name}")
+
+
 def test_building_again_gives_the_same_bytes(tmp_path: Path) -> None:
     if shutil.which("node") is None:
         pytest.skip("browser tier: building the page needs node")
