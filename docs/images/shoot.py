@@ -110,7 +110,7 @@ def phone(browser: Browser, url: str, folder: Path) -> None:
     page = open_page(browser, url, color_scheme="dark", **PHONE)
     set_up(page, "Settings", temperature="0.3", seed="5", max_tokens="200")
     page.get_by_role("button", name="Close settings").last.click()
-    say(page, "How do I list files by size in bash? Answer briefly.")
+    say(page, "Show a bash command that lists files by size, and explain its options.")
     page.touchscreen.tap(195, 700)
     page.wait_for_timeout(300)
     page.screenshot(path=folder / "web-phone.png")
