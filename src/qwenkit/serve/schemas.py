@@ -137,6 +137,7 @@ class ChatMessage(Strict):
     function_call: CalledFunction | None = None
     audio: Any = None
     annotations: Items[Any] | None = None
+    parsed: Any = None  # of openai-python's own reading; no effect
 
 
 class JSONSchema(Strict):
