@@ -32,6 +32,11 @@ SCRIPTS = {
     "reuse": ("MODEL --shared 64 --own 8 --rounds 1", "64 tokens reused"),
     "sampling": ("--rows 1 --repeats 1 --threads 1", "greedy"),
     "tool_calls": ("", ""),  # has a test of its own
+    "serve_overhead": (
+        "MODEL --rounds 1 --requests 2 --concurrent 2 --max-tokens 4 --firsts 1",
+        "ms to the first text",
+    ),
+    "serve_soak": ("MODEL --clients 2 --minutes 0.03 --seeds 2 --max-tokens 4", "wrong: 0"),
 }
 NATIVE = {"attention", "kernels", "overhead", "sampling"}  # they measure the compiled kernels
 
@@ -79,6 +84,8 @@ def test_tool_calls_are_judged(tiny_chat: Path, bfcl: Path, monkeypatch: pytest.
 def test_a_script_runs(name: str, tiny_chat: Path, tmp_path: Path) -> None:
     if name in NATIVE and not native.ready():
         pytest.skip(native.explain())
+    if name.startswith("serve"):
+        pytest.importorskip("uvicorn")
     if name == "grammar":
         pytest.importorskip("llguidance")
     text = tmp_path / "text.txt"

@@ -22,7 +22,7 @@ _PROGRAM = "from qwenkit.cli.main import main; main()"
 class RunningServer:
     """Listening when constructed; `ready()` waits for the model. What it says on stderr is kept."""
 
-    def __init__(self, model: Path, *options: str, variables: Mapping[str, str] | None = None) -> None:
+    def __init__(self, model: Path | str, *options: str, variables: Mapping[str, str] | None = None) -> None:
         self.lines: list[str] = []
         self._said = threading.Condition()
         self.process = subprocess.Popen(
