@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -26,6 +27,7 @@ from qwenkit.serve.access import Access
 from qwenkit.serve.errors import ServeError, on_http_exception, on_serve_error, on_validation_error
 from qwenkit.serve.keys import OPEN_PATHS, KeyCheck
 from qwenkit.serve.limits import BodyLimit, Limits
+from qwenkit.serve.openapi import document
 from qwenkit.serve.page_files import PageFiles
 from qwenkit.serve.rates import RateLimit
 from qwenkit.serve.service import Service
@@ -94,6 +96,7 @@ def create_app(service: Service) -> FastAPI:
         app.include_router(routes.router)
     if page is not None:
         app.include_router(routes_page.router(page))
+    app.openapi = cache(lambda: document(app, keys=bool(settings.keys)))  # type: ignore[method-assign]
     return app
 
 
