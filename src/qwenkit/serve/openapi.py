@@ -34,6 +34,7 @@ _GET = {
     "/ready": (500,),
     "/metrics": (500,),
 }
+_STREAMS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 _NO_TIME_LIMIT = ("/tokenize", "/detokenize")
 
 
@@ -57,6 +58,7 @@ _ERROR = _object(
         )
     }
 )
+_MESSAGES_ERROR = _object({"type": {"const": "error"}, "error": _object({"type": _TEXT, "message": _TEXT})})
 _USAGE = _object({"prompt_tokens": _WHOLE, "total_tokens": _WHOLE}, completion_tokens=_WHOLE)
 _FINISH = _or_null("string")
 _MODEL = _object(
@@ -93,7 +95,7 @@ REPLIES: dict[str, Schema] = {
     "/health": _HEALTH,
     "/ready": _object({"ready": _TRUE, "draining": _TRUE}),
 }
-"""Of status 200; of the first two also as a stream."""
+"""Of status 200; of those in _STREAMS also as a stream."""
 
 
 def document(app: FastAPI, *, keys: bool) -> Schema:
@@ -102,7 +104,7 @@ def document(app: FastAPI, *, keys: bool) -> Schema:
     schemas = found["components"]["schemas"]
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
-    schemas["Error"] = _ERROR
+    schemas |= {"Error": _ERROR, "MessagesError": _MESSAGES_ERROR}
     for path, operations in found["paths"].items():
         for method, operation in operations.items():
             operation["responses"] = _responses(path, method, keys=keys)
@@ -119,9 +121,10 @@ def _responses(path: str, method: str, *, keys: bool) -> Schema:
         statuses.add(504)
     if keys and path not in OPEN_PATHS:
         statuses.add(401)
+    error = "MessagesError" if path.startswith("/v1/messages") else "Error"  # Anthropic's, or OpenAI's
     found = {"200": _success(path)}
     for status in sorted(statuses):
-        found[str(status)] = _response(_WHY[status], {"$ref": "#/components/schemas/Error"})
+        found[str(status)] = _response(_WHY[status], {"$ref": f"#/components/schemas/{error}"})
         if status in (429, 503):
             found[str(status)]["headers"] = {"Retry-After": {"schema": {"type": "integer"}}}
     if path in OPEN_PATHS:
@@ -133,7 +136,7 @@ def _success(path: str) -> Schema:
     if path == "/metrics":
         return {"description": "Prometheus' text format.", "content": {"text/plain": {"schema": _TEXT}}}
     found = _response("The reply.", REPLIES.get(path, {}))
-    if path in ("/v1/chat/completions", "/v1/completions"):
+    if path in _STREAMS:
         found["content"]["text/event-stream"] = {"schema": _TEXT}
     return found
 
