@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -105,3 +106,12 @@ def test_any_text_is_penalized_as_counted_by_hand(
         penalties.undo(token)
     expected = restated(logits.tolist(), prompt, reply, params)
     assert applied(penalties, logits.float()).tolist() == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize("penalty", [5e-324, 1e-45, 1e-38, 1e4])
+def test_penalties_of_any_size_leave_numbers(penalty):
+    penalties = Penalties(SamplingParams(repetition_penalty=penalty), (1, 2, 3, 4))
+    ids, values = penalties.edits(torch.tensor([0.0, 30.0, -30.0, 0.0, -torch.inf]))
+    assert ids.tolist() == [1, 2, 3, 4]
+    assert np.isfinite(values[:3]).all()
+    assert values[3] == -np.inf, "a hole stays one"

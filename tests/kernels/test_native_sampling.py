@@ -221,3 +221,13 @@ def test_kernels_of_another_version_choose_nothing(monkeypatch):
             native_sampling.choose(torch.zeros(1, 4), [Draw(row=0)])
     finally:
         native_sampling._extension.cache_clear()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("draw", [{}, {"temperature": 0.0}, {"top_p": 0.5}, {"top_k": 3}, {"min_p": 0.1}])
+def test_an_edit_that_is_no_number_is_found_and_not_drawn_from(isa, bad, draw):
+    edits = (np.array([2, 700], np.int32), np.array([bad, 1.0], np.float32))
+    draws = [Draw(row=0, **{"temperature": 1.0, "uniform": 0.5} | draw, edits=edits)]
+    logits = torch.zeros(1, 1000)
+    for choose in (reference_sampling.choose, native_sampling.choose):
+        assert choose(logits, draws) == ([-1], {0: 1})

@@ -14,6 +14,9 @@ from torch import Tensor
 from qwenkit.core.sampling import SamplingParams
 from qwenkit.kernels.reference_sampling import Edits
 
+_LEAST = 2.0**-126  # the smallest normal float32
+_LARGEST = np.float32(2.0**127)
+
 
 class Penalties:
     """Logits after bias and penalties, for a text that began with `prompt_ids`.
@@ -26,7 +29,7 @@ class Penalties:
     def __init__(self, params: SamplingParams, prompt_ids: tuple[int, ...]) -> None:
         if params.repetition_penalty is None:
             raise TypeError("Penalties need resolved parameters: repetition_penalty is None.")
-        self._repetition = np.float32(params.repetition_penalty)
+        self._repetition = np.float32(max(params.repetition_penalty, _LEAST))  # 0 would divide by it
         self._presence = np.float32(params.presence_penalty)
         self._frequency = np.float32(params.frequency_penalty)
         self._counts_reply = bool(params.presence_penalty or params.frequency_penalty)
@@ -62,8 +65,9 @@ class Penalties:
         held: NDArray[np.float32] = row[torch.from_numpy(ids).to(row.device)].float().cpu().numpy()
         held = held + bias
         if self._repetition != 1:
-            penalized = np.where(held > 0, held / self._repetition, held * self._repetition)
-            held = np.where(times > 0, penalized, held)
+            with np.errstate(over="ignore"):
+                penalized = np.where(held > 0, held / self._repetition, held * self._repetition)
+            held = np.where(times > 0, np.minimum(penalized, _LARGEST), held)
         if self._counts_reply:
             held = np.where(made > 0, held - (self._presence + self._frequency * made), held)
         return ids, held

@@ -84,6 +84,10 @@ def choose(
         row = candidates(logits[d.row], size, holes)
         if d.edits is not None:
             ids, values = (torch.from_numpy(part).to(row.device) for part in d.edits)
+            if wrong := int((~(values < torch.inf)).sum()):  # nothing can be drawn beside them
+                chosen.bad[d.row] = wrong
+                chosen.tokens.append(-1)
+                continue
             row = row.index_copy(0, ids.long(), values)
         if d.allowed is not None:
             row = row.masked_fill(~mask_of(d.allowed, size).to(row.device), -torch.inf)

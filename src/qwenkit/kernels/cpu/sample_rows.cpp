@@ -168,15 +168,19 @@ int64_t widen_row(Row& r, const LogitRows& from, int64_t row) {
     return widen_row<f16>(r, from, row);
 }
 
-void edit(Row& r, const DrawJob& job, const DrawRow& d) {
-    if (d.first_edit == d.last_edit) return;
+// Returns how many values are NaN or plus infinity: nothing can be drawn beside them.
+int64_t edit(Row& r, const DrawJob& job, const DrawRow& d) {
+    if (d.first_edit == d.last_edit) return 0;
+    int64_t wrong = 0;
     for (int64_t b = 0; b < r.blocks; b++) r.edited[b] = 0;
     for (int64_t i = d.first_edit; i < d.last_edit; i++) {
+        wrong += !(job.edit_values[i] < INFINITY);
         r.logit[job.edit_ids[i]] = job.edit_values[i];
         r.edited[job.edit_ids[i] / block] = 1;
     }
     for (int64_t b = 0; b < r.blocks; b++)
         if (r.edited[b]) find_best(r, b);
+    return wrong;
 }
 
 // Takes out the tokens whose bit is not set.
@@ -388,7 +392,8 @@ void draw(const DrawJob& job, void* memory, int64_t first, int64_t last) {
         d.token = -1;
         d.not_finite = widen_row(r, job.from, d.row);
         if (d.not_finite) continue;
-        edit(r, job, d);
+        d.not_finite = edit(r, job, d);
+        if (d.not_finite) continue;
         if (d.allowed) allow(r, d.allowed);
         find_best(r);
         if (r.best == -INFINITY) {
