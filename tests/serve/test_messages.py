@@ -56,6 +56,16 @@ def events(answer: httpx.Response) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.parametrize("format", ["hermes", "react"])
+@pytest.mark.parametrize("role", ["assistant", "user"])
+def test_a_conversation_of_one_empty_message_is_no_mistake_of_ours(format: str, role: str) -> None:
+    engine = StandInEngine()
+    engine.card = replace(engine.card, tool_format=format)
+    messages = [{"role": role, "content": ""}]
+    for path, more in ((f"{PATH}/count_tokens", {}), (PATH, {"max_tokens": 5})):
+        assert post(path, engine, messages=messages, tools=[], **more).status_code in (200, 400)
+
+
 def test_a_message() -> None:
     answer = post(PATH, model="tiny", **HI)
     body = answer.json()

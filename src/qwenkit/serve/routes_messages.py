@@ -69,7 +69,10 @@ def _prompt(here: Service, body: Conversation) -> ChatPrompt:
             code="invalid_value",
             param="messages",
         )
-    turns: tuple[Turn, ...] = asked.calling.turns(said, here.card().default_system)
+    try:
+        turns: tuple[Turn, ...] = asked.calling.turns(said, here.card().default_system)
+    except RequestError as error:
+        raise ServeError(error.problem, error.remedy, code="invalid_value", param="messages") from error
     return replace(asked, prompt=(*turns[:-1], replace(turns[-1], open=True)))
 
 
