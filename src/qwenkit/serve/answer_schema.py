@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from qwenkit.core import Grammar, RequestError
-from qwenkit.serve.errors import ServeError
+from qwenkit.serve.errors import invalid_field
 from qwenkit.serve.limits import Limits
 
 
@@ -17,4 +17,4 @@ def schema_grammar(schema: dict[str, Any], limits: Limits, field: str) -> Gramma
     try:
         return Grammar.json_schema(schema)
     except RequestError as error:
-        raise ServeError(error.problem, error.remedy, code="invalid_value", param=field) from error
+        raise invalid_field(field, error.problem, error.remedy) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from qwenkit.core import Message, RequestError, Tool, ToolCall, ToolChoice, ToolUse
+from qwenkit.core import Message, ToolCall, ToolChoice, ToolUse
 from qwenkit.serve.anthropic_schemas import (
     Conversation,
     MessageField,
@@ -15,9 +15,9 @@ from qwenkit.serve.anthropic_schemas import (
     ToolResultBlock,
     ToolUseBlock,
 )
-from qwenkit.serve.errors import ServeError
+from qwenkit.serve.errors import ServeError, invalid_field
 from qwenkit.serve.limits import Limits
-from qwenkit.serve.tool_request import use_of
+from qwenkit.serve.tool_request import tool_of, use_of
 
 
 def conversation(body: Conversation) -> tuple[Message, ...]:
@@ -33,15 +33,10 @@ def conversation(body: Conversation) -> tuple[Message, ...]:
 
 def tools_of(body: Conversation, limits: Limits) -> ToolUse:
     """What the request allows to be called. Raises ServeError."""
-    tools = []
-    for i, given in enumerate(body.tools or ()):
-        try:
-            tool = Tool(given.name, given.description or "", given.input_schema)
-        except RequestError as error:
-            raise ServeError(
-                error.problem, error.remedy, code="invalid_value", param=f"tools.{i}.name"
-            ) from error
-        tools.append((tool, f"tools.{i}.input_schema"))
+    tools = [
+        (tool_of(f"{where}.name", given.name, given.description, given.input_schema), f"{where}.input_schema")
+        for where, given in ((f"tools.{i}", given) for i, given in enumerate(body.tools or ()))
+    ]
     return use_of(tools, _choice(body), limits, "tools", "tool_choice")
 
 
@@ -87,11 +82,10 @@ def _messages(where: str, message: MessageField, ids: set[str]) -> list[Message]
 
 def _result(param: str, block: ToolResultBlock, ids: set[str]) -> Message:
     if block.tool_use_id not in ids:
-        raise ServeError(
+        raise invalid_field(
+            f"{param}.tool_use_id",
             f"{param} answers the call {block.tool_use_id[:100]!r}, which no message before it makes.",
             "Send the assistant's message with tool_use before the results.",
-            code="invalid_value",
-            param=f"{param}.tool_use_id",
         )
     text = _text(block.content or "")
     return Message("tool", f"Error: {text}" if block.is_error else text, tool_call_id=block.tool_use_id)
@@ -102,4 +96,4 @@ def _text(content: str | Sequence[TextBlock]) -> str:
 
 
 def _misplaced(param: str, what: str, remedy: str) -> ServeError:
-    return ServeError(f"{param} {what}.", remedy, code="invalid_value", param=param)
+    return invalid_field(param, f"{param} {what}.", remedy)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qwenkit.core import Grammar, Message, RequestError, ToolUse
-from qwenkit.serve.errors import ServeError
+from qwenkit.serve.errors import invalid_field
 from qwenkit.serve.messages import Prompt
 from qwenkit.serve.service import Service
 from qwenkit.text.tools import Calling, about_calls, format_named
@@ -45,4 +45,4 @@ def chat_prompt(
             return ChatPrompt(messages, grammar, calling)
         return ChatPrompt(calling.turns(messages, card.default_system), grammar, calling)
     except RequestError as error:
-        raise ServeError(error.problem, error.remedy, code="invalid_value", param=field) from error
+        raise invalid_field(field, error.problem, error.remedy) from error

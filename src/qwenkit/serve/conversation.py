@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qwenkit.core import Message, ToolCall
-from qwenkit.serve.errors import ServeError
+from qwenkit.serve.errors import ServeError, invalid_field
 from qwenkit.serve.schemas import ChatMessage
 
 _OF_ASSISTANTS = ("tool_calls", "function_call")
@@ -34,12 +34,14 @@ def _message(where: str, message: ChatMessage, ids: set[str]) -> Message:
             )  # fmt: skip
     calls = _calls(where, message)
     if message.content is None and not calls:
-        raise _invalid(f"{where}.content", f"{where}.content is null.", "Give a text.")
+        raise invalid_field(f"{where}.content", f"{where}.content is null.", "Give a text.")
     if message.role == "tool":
         if message.tool_call_id is None:
-            raise _invalid(f"{where}.tool_call_id", f"{where} has no tool_call_id.", "Say what it answers.")
+            raise invalid_field(
+                f"{where}.tool_call_id", f"{where} has no tool_call_id.", "Say what it answers."
+            )
         if message.tool_call_id not in ids:
-            raise _invalid(
+            raise invalid_field(
                 f"{where}.tool_call_id",
                 f"{where} answers the call {message.tool_call_id[:100]!r}, which no message before it makes.",
                 "Send the assistant's message with tool_calls before the results.",
@@ -54,12 +56,8 @@ def _calls(where: str, message: ChatMessage) -> tuple[ToolCall, ...]:
     called = message.function_call
     if called is not None:
         if message.tool_calls:
-            raise _invalid(
+            raise invalid_field(
                 f"{where}.function_call", f"{where} has tool_calls and function_call.", "Give one of them."
             )
         return (ToolCall(called.name, called.arguments),)
     return tuple(ToolCall(c.function.name, c.function.arguments, c.id) for c in message.tool_calls or ())
-
-
-def _invalid(param: str, problem: str, remedy: str) -> ServeError:
-    return ServeError(problem, remedy, code="invalid_value", param=param)

@@ -13,11 +13,11 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from qwenkit.core import (
     ContextLengthError,
@@ -39,6 +39,8 @@ from qwenkit.text.tools import tool_format
 if TYPE_CHECKING:
     from qwenkit.engine import Qwen
     from qwenkit.engine.request import Request
+
+T = TypeVar("T")
 
 TOKENIZER_THREADS = 2
 SCORING_THREADS = 1  # each has a KV cache of its own
@@ -208,31 +210,14 @@ class EngineServer:
             stream.close()  # when cancelled, now, and not when the iterator is collected
 
     async def _scores(self, ids: Sequence[int], top: int) -> tuple[m.PromptToken, ...]:
-        given_up = threading.Event()
-        work = partial(prompt_scores, self._model, ids, top, given_up)
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._scoring, work)
-        finally:
-            given_up.set()  # a thread cannot be cancelled: it is told
+        return await _until_given_up(self._scoring, partial(prompt_scores, self._model, ids, top))
 
     def _prepare(self, ask: m.Generate) -> Request:
         return self._model.prepare(ask.prompt, ask.params)
 
     async def _embed(self, ask: m.Embed) -> None:
         """One after the other, for each takes memory of its own; between two passes requests get a step."""
-        given_up = threading.Event()
-
-        def check(_: int) -> None:
-            if given_up.is_set():
-                raise EOFError
-
-        try:
-            answer = await asyncio.get_running_loop().run_in_executor(
-                self._embedding, prompt_vectors, self._model, ask, check
-            )
-        finally:
-            given_up.set()
-        self._outbox.put(answer)
+        self._outbox.put(await _until_given_up(self._embedding, partial(prompt_vectors, self._model, ask)))
 
     async def _answer(self, message: Any) -> None:
         if isinstance(message, m.Embed):
@@ -261,6 +246,15 @@ class EngineServer:
         if self._model.engine.closed:
             print("qwenkit engine: it has ended by a mistake", file=sys.stderr, flush=True)
             os._exit(_BROKEN)
+
+
+async def _until_given_up(pool: ThreadPoolExecutor, work: Callable[[threading.Event], T]) -> T:
+    """Its result. A thread cannot be cancelled: the event tells `work` that nobody waits any more."""
+    given_up = threading.Event()
+    try:
+        return await asyncio.get_running_loop().run_in_executor(pool, work, given_up)
+    finally:
+        given_up.set()
 
 
 def _kind(error: QwenkitError) -> m.RefusalKind:

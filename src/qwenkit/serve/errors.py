@@ -130,6 +130,11 @@ def invalid(error: QwenkitError) -> ServeError:
     return ServeError(error.problem, error.remedy, code="invalid_value", param=param)
 
 
+def invalid_field(param: str, problem: str, remedy: str) -> ServeError:
+    """A field whose value cannot be what it is."""
+    return ServeError(problem, remedy, code="invalid_value", param=param)
+
+
 def validation_error(problems: Sequence[Any]) -> ServeError:
     """The first of pydantic's findings, in words; the value itself is not repeated."""
     first = problems[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
 from typing import TYPE_CHECKING
 
 from qwenkit.serve.messages import Embed, Embedded
@@ -11,9 +11,14 @@ if TYPE_CHECKING:
     from qwenkit.engine import Qwen
 
 
-def prompt_vectors(model: Qwen, ask: Embed, progress: Callable[[int], object]) -> Embedded:
-    """Raises what Qwen.embed raises, and what `progress` does between two passes."""
+def prompt_vectors(model: Qwen, ask: Embed, given_up: threading.Event) -> Embedded:
+    """given_up: set when nobody wants them any more; the pass under way is then the last, and EOFError is
+    raised. Raises what Qwen.embed raises."""
     from qwenkit.engine.embed import read_inputs
+
+    def progress(_: int) -> None:
+        if given_up.is_set():
+            raise EOFError
 
     inputs = read_inputs(ask.inputs, model.engine.vocabulary, model.embedding_limit)
     vectors = model.embed(inputs, pooling=ask.pooling, progress=progress)

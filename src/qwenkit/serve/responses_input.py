@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qwenkit.core import Grammar, Message, RequestError, Tool, ToolCall, ToolChoice, ToolUse
+from qwenkit.core import Grammar, Message, ToolCall, ToolChoice, ToolUse
 from qwenkit.serve.answer_schema import schema_grammar
-from qwenkit.serve.errors import ServeError
+from qwenkit.serve.errors import invalid_field
 from qwenkit.serve.limits import Limits
 from qwenkit.serve.responses_schemas import (
     AllowedTools,
@@ -20,7 +20,7 @@ from qwenkit.serve.responses_schemas import (
     SchemaAnswer,
 )
 from qwenkit.serve.schemas import JSONAnswer
-from qwenkit.serve.tool_request import use_of
+from qwenkit.serve.tool_request import tool_of, use_of
 
 
 def conversation(body: ResponsesRequest) -> tuple[Message, ...]:
@@ -41,7 +41,7 @@ def conversation(body: ResponsesRequest) -> tuple[Message, ...]:
             elif not found:
                 system.append(text)
             else:
-                raise _invalid(f"input.{i}.role", f"input.{i} is a {item.role} message after others.",
+                raise invalid_field(f"input.{i}.role", f"input.{i} is a {item.role} message after others.",
                                "Put it first, or say it as the user.")  # fmt: skip
         elif isinstance(item, CallItem):
             ids.add(item.call_id)
@@ -50,26 +50,25 @@ def conversation(body: ResponsesRequest) -> tuple[Message, ...]:
             found.append(Message("assistant", before.content, (*before.tool_calls, call)))
         else:
             if item.call_id not in ids:
-                raise _invalid(
+                raise invalid_field(
                     f"input.{i}.call_id",
                     f"input.{i} answers the call {item.call_id[:100]!r}, which no item before it makes.",
                     "Send the function_call before its output.",
                 )
             found.append(Message("tool", _text(item.output), tool_call_id=item.call_id))
     if not found:
-        raise _invalid("input", "The input has no message but the system's.", "Say something as the user.")
+        raise invalid_field(
+            "input", "The input has no message but the system's.", "Say something as the user."
+        )
     return (*([Message("system", "\n\n".join(system))] if system else []), *found)
 
 
 def tools_of(body: ResponsesRequest, limits: Limits) -> ToolUse:
     """What the request allows to be called. Raises ServeError."""
-    tools = []
-    for i, given in enumerate(body.tools or ()):
-        try:
-            tool = Tool(given.name, given.description or "", given.parameters)
-        except RequestError as error:
-            raise _invalid(f"tools.{i}.name", error.problem, error.remedy) from error
-        tools.append((tool, f"tools.{i}.parameters"))
+    tools = [
+        (tool_of(f"tools.{i}.name", given.name, given.description, given.parameters), f"tools.{i}.parameters")
+        for i, given in enumerate(body.tools or ())
+    ]
     return use_of(tools, _choice(body), limits, "tools", "tool_choice")
 
 
@@ -94,7 +93,3 @@ def _choice(body: ResponsesRequest) -> ToolChoice:
 
 def _text(content: str | Sequence[InputText | OutputText]) -> str:
     return content if isinstance(content, str) else "".join(part.text for part in content)
-
-
-def _invalid(param: str, problem: str, remedy: str) -> ServeError:
-    return ServeError(problem, remedy, code="invalid_value", param=param)

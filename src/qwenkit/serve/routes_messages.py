@@ -15,7 +15,7 @@ from qwenkit.serve.anthropic_conversation import conversation, tools_of
 from qwenkit.serve.anthropic_format import AnthropicFormat
 from qwenkit.serve.anthropic_schemas import UNSUPPORTED, Conversation, CountTokensRequest, MessagesRequest
 from qwenkit.serve.chat_prompt import ChatPrompt, chat_prompt
-from qwenkit.serve.errors import ServeError, invalid
+from qwenkit.serve.errors import ServeError, invalid, invalid_field
 from qwenkit.serve.generation import respond
 from qwenkit.serve.json_body import JSONRoute
 from qwenkit.serve.limits import Limits
@@ -72,7 +72,7 @@ def _prompt(here: Service, body: Conversation) -> ChatPrompt:
     try:
         turns: tuple[Turn, ...] = asked.calling.turns(said, here.card().default_system)
     except RequestError as error:
-        raise ServeError(error.problem, error.remedy, code="invalid_value", param="messages") from error
+        raise invalid_field("messages", error.problem, error.remedy) from error
     return replace(asked, prompt=(*turns[:-1], replace(turns[-1], open=True)))
 
 

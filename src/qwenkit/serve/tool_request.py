@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from qwenkit.core import RequestError, Tool, ToolChoice, ToolUse
-from qwenkit.serve.errors import ServeError
+from qwenkit.serve.errors import invalid_field
 from qwenkit.serve.limits import Limits
 from qwenkit.serve.tool_schemas import (
     AllowedToolChoice,
@@ -33,13 +33,15 @@ class ToolFields(Protocol):
 def tools_of(body: ToolFields, limits: Limits) -> ToolUse:
     """What the request allows to be called. Raises ServeError naming the field that is wrong."""
     if body.functions and body.tools:
-        raise _invalid("functions", "functions and tools are two names of one thing.", "Give tools.")
+        raise invalid_field("functions", "functions and tools are two names of one thing.", "Give tools.")
     if body.functions is not None and not body.tools:
         return use_of(
             _functions(body.functions), _function_choice(body), limits, "functions", "function_call"
         )
     if body.function_call not in (None, "none", "auto"):
-        raise _invalid("function_call", "function_call needs functions.", "Give functions, or tool_choice.")
+        raise invalid_field(
+            "function_call", "function_call needs functions.", "Give functions, or tool_choice."
+        )
     return use_of(function_tools(body.tools or ()), _tool_choice(body), limits, "tools", "tool_choice")
 
 
@@ -55,22 +57,22 @@ def use_of(
         try:
             arguments_schema(tool)
         except RequestError as error:
-            raise _invalid(where, error.problem, error.remedy) from error
+            raise invalid_field(where, error.problem, error.remedy) from error
     try:
         ToolUse(tuple(tool for tool, _ in tools))
     except RequestError as error:
-        raise _invalid(field, error.problem, error.remedy) from error
+        raise invalid_field(field, error.problem, error.remedy) from error
     try:
         return ToolUse(tuple(tool for tool, _ in tools), choice)
     except RequestError as error:
-        raise _invalid(choice_field, error.problem, error.remedy) from error
+        raise invalid_field(choice_field, error.problem, error.remedy) from error
 
 
 def function_tools(tools: Sequence[FunctionTool]) -> list[tuple[Tool, str]]:
     """Our tools of theirs."""
     return [
         (
-            _tool(f"tools.{i}.function.name", given.name, given.description, given.parameters),
+            tool_of(f"tools.{i}.function.name", given.name, given.description, given.parameters),
             f"tools.{i}.function.parameters",
         )
         for i, given in enumerate(tool.function for tool in tools)
@@ -80,7 +82,7 @@ def function_tools(tools: Sequence[FunctionTool]) -> list[tuple[Tool, str]]:
 def _functions(functions: Sequence[LegacyFunction]) -> list[tuple[Tool, str]]:
     return [
         (
-            _tool(
+            tool_of(
                 f"functions.{i}.name",
                 given.name_for_model or given.name or "",
                 given.description_for_model or given.description,
@@ -93,11 +95,12 @@ def _functions(functions: Sequence[LegacyFunction]) -> list[tuple[Tool, str]]:
     ]
 
 
-def _tool(field: str, name: str, description: str | None, parameters: Any, human_name: str = "") -> Tool:
+def tool_of(field: str, name: str, description: str | None, parameters: Any, human_name: str = "") -> Tool:
+    """A tool; `field` is what the request calls its name. Raises ServeError."""
     try:
         return Tool(name, description or "", parameters, human_name)
     except RequestError as error:
-        raise _invalid(field, error.problem, error.remedy) from error
+        raise invalid_field(field, error.problem, error.remedy) from error
 
 
 def _tool_choice(body: ToolFields) -> ToolChoice:
@@ -115,7 +118,3 @@ def _function_choice(body: ToolFields) -> ToolChoice:
     if asked is None or isinstance(asked, str):
         return ToolChoice(asked or "auto", parallel=False)
     return ToolChoice.named(asked.name)
-
-
-def _invalid(param: str, problem: str, remedy: str) -> ServeError:
-    return ServeError(problem, remedy, code="invalid_value", param=param)
