@@ -14,11 +14,11 @@ from standin_engine import StandInEngine
 
 from qwenkit.core import Delta, Message, Timings, Usage
 from qwenkit.serve.app import create_app
-from qwenkit.serve.messages import Accepted, Done, Piece, Prompt, Refused
-from qwenkit.serve.reply import Reply, ReplyGroup
+from qwenkit.serve.engine.messages import Accepted, Done, Piece, Prompt, Refused
+from qwenkit.serve.engine.reply import Reply, ReplyGroup
+from qwenkit.serve.engine.supervisor import Wish
 from qwenkit.serve.service import Service
 from qwenkit.serve.settings import ServeSettings
-from qwenkit.serve.supervisor import Wish
 
 HOLD = object()
 """In a script: wait until the test lets the reply go on."""

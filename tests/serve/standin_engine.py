@@ -11,7 +11,7 @@ import httpx
 
 from qwenkit.core import Delta, FinishReason, Timings, Usage
 from qwenkit.serve.app import create_app
-from qwenkit.serve.messages import (
+from qwenkit.serve.engine.messages import (
     Accepted,
     Done,
     Embedded,
@@ -22,10 +22,10 @@ from qwenkit.serve.messages import (
     Pooling,
     Prompt,
 )
-from qwenkit.serve.reply import Reply, ReplyGroup
+from qwenkit.serve.engine.reply import Reply, ReplyGroup
+from qwenkit.serve.engine.supervisor import Health, Wish
 from qwenkit.serve.service import Service
 from qwenkit.serve.settings import ServeSettings
-from qwenkit.serve.supervisor import Health, Wish
 
 PIECES = ("Hel", "lo", " 中")
 

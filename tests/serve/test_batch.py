@@ -18,14 +18,14 @@ from standin_engine import StandInEngine
 
 from qwenkit.core import QwenkitError, RequestError
 from qwenkit.serve.app import create_app
-from qwenkit.serve.batch import Batch, BatchReport
-from qwenkit.serve.batch_input import BadLine, BatchLine, read_lines
-from qwenkit.serve.batch_output import BatchOutput
+from qwenkit.serve.batch.batch import Batch, BatchReport
+from qwenkit.serve.batch.input import BadLine, BatchLine, read_lines
+from qwenkit.serve.batch.output import BatchOutput
+from qwenkit.serve.engine.reply import ReplyGroup
+from qwenkit.serve.engine.supervisor import Wish
 from qwenkit.serve.errors import ServeError
-from qwenkit.serve.reply import ReplyGroup
 from qwenkit.serve.service import Service
 from qwenkit.serve.settings import ServeSettings
-from qwenkit.serve.supervisor import Wish
 
 CHAT = "/v1/chat/completions"
 

@@ -17,7 +17,7 @@ from standin_engine import StandInEngine, ask, post
 
 from qwenkit import Qwen
 from qwenkit.serve.errors import ServeError
-from qwenkit.serve.limits import Limits
+from qwenkit.serve.guard.limits import Limits
 
 PATH = "/v1/embeddings"
 

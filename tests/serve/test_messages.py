@@ -13,8 +13,8 @@ from standin_engine import StandInEngine, ask, post
 
 from qwenkit.core import Grammar, Message, ToolCall, ToolUse, Turn
 from qwenkit.core.tools import Tool, ToolChoice
-from qwenkit.serve.keys import Keys
-from qwenkit.serve.limits import Limits
+from qwenkit.serve.guard.keys import Keys
+from qwenkit.serve.guard.limits import Limits
 from qwenkit.text.hermes import Hermes
 
 PATH = "/v1/messages"

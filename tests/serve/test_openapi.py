@@ -11,8 +11,8 @@ import httpx
 import pytest
 from standin_engine import ask
 
-from qwenkit.serve.keys import Keys
-from qwenkit.serve.openapi import REPLIES
+from qwenkit.serve.guard.keys import Keys
+from qwenkit.serve.http.openapi import REPLIES
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "fuzz_api.py"
 

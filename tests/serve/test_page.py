@@ -15,8 +15,8 @@ import httpx
 import pytest
 from standin_engine import ask
 
-from qwenkit.serve.keys import Keys
-from qwenkit.serve.page_files import FOLDER, PageFiles
+from qwenkit.serve.guard.keys import Keys
+from qwenkit.serve.page.files import FOLDER, PageFiles
 
 WEB = Path(__file__).parents[2] / "web"
 BUILT = sorted(path for path in FOLDER.rglob("*") if path.is_file())
@@ -165,8 +165,8 @@ def test_wheels_have_the_built_files() -> None:
     left_out = pathspec.GitIgnoreSpec.from_lines(settings["exclude"])
     ignored = pathspec.GitIgnoreSpec.from_lines((WEB.parent / ".gitignore").read_text().splitlines())
     for path in BUILT:
-        name = path.relative_to(FOLDER.parents[2]).as_posix()
-        assert name.startswith("qwenkit/serve/page/")
+        name = path.relative_to(FOLDER.parents[3]).as_posix()
+        assert name.startswith("qwenkit/serve/page/built/")
         assert not left_out.match_file(name)
         assert not ignored.match_file(f"src/{name}")
 

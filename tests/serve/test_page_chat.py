@@ -14,9 +14,9 @@ from page_server import BREAK, HOLD, PageServer, ScriptedEngine
 from running_server import eventually
 
 from qwenkit.core import Message
+from qwenkit.serve.engine.supervisor import Health
 from qwenkit.serve.errors import ServeError
-from qwenkit.serve.keys import Keys
-from qwenkit.serve.supervisor import Health
+from qwenkit.serve.guard.keys import Keys
 
 pytestmark = pytest.mark.browser
 

@@ -8,9 +8,9 @@ import httpx
 import pytest
 from standin_engine import StandInEngine, ask
 
-from qwenkit.serve.keys import Keys
-from qwenkit.serve.limits import Limits
-from qwenkit.serve.rates import Bucket, _who
+from qwenkit.serve.guard.keys import Keys
+from qwenkit.serve.guard.limits import Limits
+from qwenkit.serve.guard.rates import Bucket, _who
 
 CHAT = "/v1/chat/completions"
 HI = {"messages": [{"role": "user", "content": "hi"}]}

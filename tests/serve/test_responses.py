@@ -15,8 +15,8 @@ from standin_engine import StandInEngine, post
 
 from qwenkit.core import Grammar, Message, ToolCall, ToolUse
 from qwenkit.core.tools import Tool, ToolChoice
-from qwenkit.serve.limits import Limits
-from qwenkit.serve.responses_schemas import UNSUPPORTED
+from qwenkit.serve.guard.limits import Limits
+from qwenkit.serve.responses.schemas import UNSUPPORTED
 from qwenkit.text.hermes import Hermes
 
 PATH = "/v1/responses"

@@ -18,9 +18,9 @@ import pytest
 from running_server import RunningServer, events, eventually
 
 from qwenkit.core import Delta, SamplingParams, TokenLogprob
-from qwenkit.serve.messages import EngineConfig, Generate, Piece
-from qwenkit.serve.supervisor import Supervisor, Wish
-from qwenkit.serve.wire import WireError, pack, receive
+from qwenkit.serve.engine.messages import EngineConfig, Generate, Piece
+from qwenkit.serve.engine.supervisor import Supervisor, Wish
+from qwenkit.serve.engine.wire import WireError, pack, receive
 
 CHAT = "/v1/chat/completions"
 LONG = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 6000, "ignore_eos": True}

@@ -13,15 +13,15 @@ from running_server import events
 from standin_engine import StandInEngine, ask, post
 
 from qwenkit.core import Delta, TokenLogprob
-from qwenkit.serve import logs
+from qwenkit.serve.engine.messages import Accepted, Piece, PromptToken
+from qwenkit.serve.engine.reply import Reply, ReplyGroup
+from qwenkit.serve.engine.supervisor import Health
 from qwenkit.serve.errors import ServeError
-from qwenkit.serve.keys import Keys
-from qwenkit.serve.limits import Limits
-from qwenkit.serve.logprobs import TextLogprobs, chat_logprobs
-from qwenkit.serve.messages import Accepted, Piece, PromptToken
-from qwenkit.serve.reply import Reply, ReplyGroup
-from qwenkit.serve.supervisor import Health
-from qwenkit.serve.written import Written, best
+from qwenkit.serve.guard.keys import Keys
+from qwenkit.serve.guard.limits import Limits
+from qwenkit.serve.http import logs
+from qwenkit.serve.replies.logprobs import TextLogprobs, chat_logprobs
+from qwenkit.serve.replies.written import Written, best
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HI = [{"role": "user", "content": "hi"}]

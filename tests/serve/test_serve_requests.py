@@ -11,8 +11,8 @@ import pytest
 from standin_engine import StandInEngine, ask, post
 
 from qwenkit.core import Grammar, Infill, Message
-from qwenkit.serve.limits import Limits
-from qwenkit.serve.schemas import UNSUPPORTED
+from qwenkit.serve.guard.limits import Limits
+from qwenkit.serve.openai.schemas import UNSUPPORTED
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HI = [{"role": "user", "content": "hi"}]
@@ -32,6 +32,10 @@ def error(answer: httpx.Response, status: int = 400) -> dict[str, Any]:
     [
         (CHAT, {"messages": HI, "temprature": 1}, "temprature", "unknown_parameter"),
         (CHAT, {"messages": [{**HI[0], "mood": "good"}]}, "messages.0.mood", "unknown_parameter"),
+        (CHAT, {"messages": HI, "stream": True, "stream_options": {"include_obfuscation": 0}},
+         "stream_options.include_obfuscation", "invalid_value"),
+        ("/v1/responses", {"input": "Hi", "stream": True, "stream_options": {"include_obfuscation": 0}},
+         "stream_options.include_obfuscation", "invalid_value"),
         (CHAT, {"messages": HI, "stream": True, "stream_options": {"x": 1}}, "stream_options.x",
          "unknown_parameter"),
         (CHAT, {}, "messages", "missing_required_parameter"),

@@ -13,11 +13,11 @@ from standin_engine import StandInEngine, post
 
 from qwenkit.core import Delta, Message, ToolCall, ToolChoice, ToolUse, Turn
 from qwenkit.core.tools import Tool
-from qwenkit.serve.chat_format import ChatFormat
+from qwenkit.serve.engine.messages import Refused
 from qwenkit.serve.errors import refused
-from qwenkit.serve.formats import Envelope
-from qwenkit.serve.limits import Limits
-from qwenkit.serve.messages import Refused
+from qwenkit.serve.guard.limits import Limits
+from qwenkit.serve.openai.chat_format import ChatFormat
+from qwenkit.serve.openai.completion import Envelope
 from qwenkit.text import chatml
 from qwenkit.text.hermes import Hermes
 from qwenkit.text.react_calls import ReAct

@@ -13,8 +13,8 @@ import pytest
 from running_server import RunningServer
 
 from qwenkit.core import RequestError
+from qwenkit.serve.guard.tls import check_tls
 from qwenkit.serve.settings import ServeSettings
-from qwenkit.serve.tls import check_tls
 
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make a certificate")
 

@@ -13,10 +13,10 @@ import pytest
 from running_server import RunningServer, eventually
 
 from qwenkit.core import SamplingParams
+from qwenkit.serve.engine.messages import EngineConfig, EngineNumbers
+from qwenkit.serve.engine.supervisor import Supervisor, Wish
+from qwenkit.serve.engine.watchdog import SILENT_S, Watchdog
 from qwenkit.serve.errors import ServeError
-from qwenkit.serve.messages import EngineConfig, EngineNumbers
-from qwenkit.serve.supervisor import Supervisor, Wish
-from qwenkit.serve.watchdog import SILENT_S, Watchdog
 
 
 def test_steps_that_advance_are_work_however_long() -> None:
@@ -69,7 +69,7 @@ def test_silence_is_stalled_and_then_hopeless() -> None:
 def patched(patch: str) -> tuple[str, ...]:
     """The command of an engine with a mistake in it."""
     program = (
-        f"import time; import qwenkit.engine.engine as e; {patch}; import qwenkit.serve.engine_process as p"
+        f"import time; import qwenkit.engine.engine as e; {patch}; import qwenkit.serve.engine.process as p"
     )
     return sys.executable, "-c", f"{program}; p.main()"
 

@@ -15,7 +15,7 @@ from qwenkit.cli.loading import chosen_model
 from qwenkit.cli.serve import check_installed
 
 if TYPE_CHECKING:
-    from qwenkit.serve.batch import BatchReport
+    from qwenkit.serve.batch.batch import BatchReport
 
 EXIT_FAILED = 3  # written, but some lines have no good answer
 EXIT_INTERRUPTED = 130
@@ -72,13 +72,13 @@ def run_batch(
                     "With --url the server has the model: leave MODEL and --served-name out."
                 )
     from qwenkit.cli.batch_progress import BatchProgress
-    from qwenkit.serve import logs
-    from qwenkit.serve.batch import Batch
-    from qwenkit.serve.batch_clients import local_client, remote_client
-    from qwenkit.serve.batch_input import check_readable
-    from qwenkit.serve.batch_output import BatchOutput
-    from qwenkit.serve.limits import Limits
-    from qwenkit.serve.messages import EngineConfig
+    from qwenkit.serve.batch.batch import Batch
+    from qwenkit.serve.batch.clients import local_client, remote_client
+    from qwenkit.serve.batch.input import check_readable
+    from qwenkit.serve.batch.output import BatchOutput
+    from qwenkit.serve.engine.messages import EngineConfig
+    from qwenkit.serve.guard.limits import Limits
+    from qwenkit.serve.http import logs
     from qwenkit.serve.settings import ServeSettings
 
     check_readable(input)

@@ -94,9 +94,9 @@ def serve(
     check_installed("The server")
     if open_browser and not page:
         raise typer.BadParameter("--open opens the page that --no-page leaves out; give one of them.")
-    from qwenkit.serve.keys import Keys
-    from qwenkit.serve.limits import Limits
-    from qwenkit.serve.messages import EngineConfig
+    from qwenkit.serve.engine.messages import EngineConfig
+    from qwenkit.serve.guard.keys import Keys
+    from qwenkit.serve.guard.limits import Limits
     from qwenkit.serve.server import serve as run
     from qwenkit.serve.settings import ServeSettings
 

@@ -13,23 +13,18 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 import qwenkit
-from qwenkit.serve import (
-    routes_chat,
-    routes_completions,
-    routes_embeddings,
-    routes_messages,
-    routes_models,
-    routes_page,
-    routes_responses,
-    routes_status,
-)
-from qwenkit.serve.access import Access
+from qwenkit.serve import status
+from qwenkit.serve.anthropic import routes as routes_messages
 from qwenkit.serve.errors import ServeError, on_http_exception, on_serve_error, on_validation_error
-from qwenkit.serve.keys import OPEN_PATHS, KeyCheck
-from qwenkit.serve.limits import BodyLimit, Limits
-from qwenkit.serve.openapi import document
-from qwenkit.serve.page_files import PageFiles
-from qwenkit.serve.rates import RateLimit
+from qwenkit.serve.guard.keys import OPEN_PATHS, KeyCheck
+from qwenkit.serve.guard.limits import BodyLimit, Limits
+from qwenkit.serve.guard.rates import RateLimit
+from qwenkit.serve.http.access import Access
+from qwenkit.serve.http.openapi import document
+from qwenkit.serve.openai import routes_chat, routes_completions, routes_embeddings, routes_models
+from qwenkit.serve.page import routes as routes_page
+from qwenkit.serve.page.files import PageFiles
+from qwenkit.serve.responses import routes as routes_responses
 from qwenkit.serve.service import Service
 
 _ROUTES = (
@@ -39,7 +34,7 @@ _ROUTES = (
     routes_messages,
     routes_embeddings,
     routes_models,
-    routes_status,
+    status,
 )
 
 

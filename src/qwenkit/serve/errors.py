@@ -13,8 +13,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from qwenkit.core import QwenkitError
-from qwenkit.serve.messages import Refused
-from qwenkit.serve.record import record
+from qwenkit.serve.engine.messages import Refused
+from qwenkit.serve.http.record import record
 
 _TYPES = {
     400: "invalid_request_error",

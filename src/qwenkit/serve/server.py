@@ -11,14 +11,14 @@ from types import FrameType
 import uvicorn
 
 from qwenkit.core import QwenkitError
-from qwenkit.serve import logs
 from qwenkit.serve.app import create_app
-from qwenkit.serve.connections import Connection, raise_file_limit
+from qwenkit.serve.engine.supervisor import Supervisor
 from qwenkit.serve.errors import engine_unavailable
+from qwenkit.serve.guard.connections import Connection, raise_file_limit
+from qwenkit.serve.guard.tls import check_tls
+from qwenkit.serve.http import logs
 from qwenkit.serve.service import Service
 from qwenkit.serve.settings import ServeSettings
-from qwenkit.serve.supervisor import Supervisor
-from qwenkit.serve.tls import check_tls
 
 _FORCED_S = 5  # between the end of replies and the end of connections that still do not close
 

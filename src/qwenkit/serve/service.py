@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from starlette.requests import Request
 
 import qwenkit
+from qwenkit.serve.engine.messages import ModelCard
+from qwenkit.serve.engine.reply import ReplyGroup
+from qwenkit.serve.engine.supervisor import EngineClient
 from qwenkit.serve.errors import ServeError, engine_unavailable
-from qwenkit.serve.limits import Admission
-from qwenkit.serve.messages import ModelCard
-from qwenkit.serve.metrics import Metrics
-from qwenkit.serve.reply import ReplyGroup
+from qwenkit.serve.guard.limits import Admission
+from qwenkit.serve.http.metrics import Metrics
 from qwenkit.serve.settings import ServeSettings
-from qwenkit.serve.supervisor import EngineClient
 
 
 @dataclass

@@ -6,10 +6,10 @@ import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qwenkit.serve.keys import Keys
-from qwenkit.serve.limits import Limits
-from qwenkit.serve.logs import LogFormat
-from qwenkit.serve.messages import EngineConfig
+from qwenkit.serve.engine.messages import EngineConfig
+from qwenkit.serve.guard.keys import Keys
+from qwenkit.serve.guard.limits import Limits
+from qwenkit.serve.http.logs import LogFormat
 from qwenkit.text.tools import ToolFormatName
 
 

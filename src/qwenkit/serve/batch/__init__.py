@@ -1,0 +1,1 @@
+"""Batch files: many requests from a file to a file."""

@@ -1,0 +1,1 @@
+"""What every request and every response has, whatever it asks for: bodies, events, log lines, numbers."""

@@ -1,0 +1,1 @@
+"""OpenAI's completions, embeddings and models, and the tokenizer beside them."""

@@ -1,0 +1,63 @@
+"""Messages of chat requests as ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qwenkit.core import Message, ToolCall
+from qwenkit.serve.errors import ServeError, invalid_field
+from qwenkit.serve.openai.schemas import ChatMessage
+
+_OF_ASSISTANTS = ("tool_calls", "function_call")
+_SILENT = ("refusal", "audio", "annotations")
+
+
+def conversation(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
+    """Our messages of theirs. Raises ServeError naming the field of what cannot be said to the model."""
+    ids: set[str] = set()  # of the calls so far
+    found = []
+    for i, message in enumerate(messages):
+        found.append(_message(f"messages.{i}", message, ids))
+        ids.update(call.id for call in found[-1].tool_calls)
+    return tuple(found)
+
+
+def _message(where: str, message: ChatMessage, ids: set[str]) -> Message:
+    is_result = message.role in ("tool", "function")
+    silent = [*_SILENT, *([] if is_result else ["name", "tool_call_id"])]
+    silent += [] if message.role == "assistant" else _OF_ASSISTANTS
+    for field in silent:
+        if getattr(message, field) not in (None, [], ""):
+            raise ServeError(
+                f"{where}.{field} is not supported.", "Leave it out.",
+                code="unsupported_parameter", param=f"{where}.{field}",
+            )  # fmt: skip
+    calls = _calls(where, message)
+    if message.content is None and not calls:
+        raise invalid_field(f"{where}.content", f"{where}.content is null.", "Give a text.")
+    if message.role == "tool":
+        if message.tool_call_id is None:
+            raise invalid_field(
+                f"{where}.tool_call_id", f"{where} has no tool_call_id.", "Say what it answers."
+            )
+        if message.tool_call_id not in ids:
+            raise invalid_field(
+                f"{where}.tool_call_id",
+                f"{where} answers the call {message.tool_call_id[:100]!r}, which no message before it makes.",
+                "Send the assistant's message with tool_calls before the results.",
+            )
+    content = message.content or ""
+    text = content if isinstance(content, str) else "".join(part.text for part in content)
+    role = "system" if message.role == "developer" else message.role
+    return Message(role, text, calls, message.name or "", message.tool_call_id or "")
+
+
+def _calls(where: str, message: ChatMessage) -> tuple[ToolCall, ...]:
+    called = message.function_call
+    if called is not None:
+        if message.tool_calls:
+            raise invalid_field(
+                f"{where}.function_call", f"{where} has tool_calls and function_call.", "Give one of them."
+            )
+        return (ToolCall(called.name, called.arguments),)
+    return tuple(ToolCall(c.function.name, c.function.arguments, c.id) for c in message.tool_calls or ())

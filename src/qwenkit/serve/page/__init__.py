@@ -1,0 +1,1 @@
+"""The chat page: built files, and how they are sent."""
