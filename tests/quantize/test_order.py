@@ -1,4 +1,5 @@
-"""Each layer is rounded for what the rounded ones before it produce: restated in float64, state by state."""
+"""Each layer is rounded for what the rounded ones before it produce, and makes up for half of what these
+spoiled: restated in float64, state by state."""
 
 from __future__ import annotations
 
@@ -48,30 +49,48 @@ def restated(checkpoint: Checkpoint, texts: list, ours: dict) -> tuple[dict[str,
     c = checkpoint.config
     w = {t.name: t.read().double() for t in checkpoint.planned(torch.float32)}
     how = settings().rounding
+    correction = settings().correction
     share: dict[str, list[float]] = {}
     for rounded_before in (True, False):
-        x = [w["transformer.wte.weight"][torch.tensor(ids)] for ids in texts]
+        embedded = [w["transformer.wte.weight"][torch.tensor(ids)] for ids in texts]
+        x = {"then": embedded, "now": embedded}
         for n in range(c.num_layers):
             p = f"transformer.h.{n}."
 
             def put(name, inputs, p=p, rounded_before=rounded_before):
-                rows = torch.cat(inputs)
-                hessian = (rows.t() @ rows / len(rows)).float()
-                found = round_weight(w[p + name + ".weight"].float(), hessian, how)
+                then, now = torch.cat(inputs["then"]), torch.cat(inputs["now"])
+                weight = w[p + name + ".weight"]
+                hessian = now.t() @ now / len(now)
+                damped = hessian + 0.05 * hessian.diagonal().mean() * torch.eye(len(hessian))
+                drift = (then - now).t() @ now / len(now)
+                corrected = weight + correction * weight @ drift @ torch.linalg.inv(damped)
+                found = round_weight(corrected.float(), hessian.float(), how)
                 same = (found.codes == ours[p + name][0]).double().mean()
                 share.setdefault(p + name, []).append(float(same))
-                return ours[p + name][1].double() if rounded_before else w[p + name + ".weight"]
+                return {"then": weight, "now": ours[p + name][1].double() if rounded_before else weight}
 
-            a = [norm(t, w[p + "ln_1.weight"], c.norm_eps) for t in x]
-            weight = put("attn.c_attn", a)
-            a = [attention(c, t @ weight.t() + w[p + "attn.c_attn.bias"]) for t in a]
-            weight = put("attn.c_proj", a)
-            x = [t + u @ weight.t() for t, u in zip(x, a, strict=True)]
-            a = [norm(t, w[p + "ln_2.weight"], c.norm_eps) for t in x]
+            def each(states, step):
+                return {path: [step(path, t) for t in states[path]] for path in ("then", "now")}
+
+            def added(states, inputs, weight):
+                return {
+                    path: [t + u @ weight[path].t() for t, u in zip(states[path], inputs[path], strict=True)]
+                    for path in ("then", "now")
+                }
+
+            a = each(x, lambda path, t, p=p: norm(t, w[p + "ln_1.weight"], c.norm_eps))
+            qkv, bias = put("attn.c_attn", a), w[p + "attn.c_attn.bias"]
+            a = each(a, lambda path, t, qkv=qkv, bias=bias: attention(c, t @ qkv[path].t() + bias))
+            x = added(x, a, put("attn.c_proj", a))
+            a = each(x, lambda path, t, p=p: norm(t, w[p + "ln_2.weight"], c.norm_eps))
             up, gate = put("mlp.w1", a), put("mlp.w2", a)
-            a = [(t @ up.t()) * torch.nn.functional.silu(t @ gate.t()) for t in a]
-            weight = put("mlp.c_proj", a)
-            x = [t + u @ weight.t() for t, u in zip(x, a, strict=True)]
+            a = each(
+                a,
+                lambda path, t, up=up, gate=gate: (
+                    (t @ up[path].t()) * torch.nn.functional.silu(t @ gate[path].t())
+                ),
+            )
+            x = added(x, a, put("mlp.c_proj", a))
     return {k: v[0] for k, v in share.items()}, {k: v[1] for k, v in share.items()}
 
 

@@ -55,6 +55,14 @@ def quantize(
     damping: Annotated[
         float, typer.Option(min=0.0, help="Share of the mean second moment added to each.")
     ] = 0.05,
+    correction: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Share of earlier layers' errors that a layer makes up for.",
+        ),
+    ] = 0.5,
     dtype: Annotated[
         Literal["bfloat16", "float32"], typer.Option(help="Of the computation, not of the result.")
     ] = "bfloat16",
@@ -82,6 +90,7 @@ def quantize(
         samples=samples,
         length=length,
         dtype=dtype,
+        correction=correction,
     )
     source = state.open(chosen_model(model, model_option), offline=offline)
     run(

@@ -6,16 +6,18 @@ ones before it produce.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import copy
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 from qwenkit.core import UnsupportedError
-from qwenkit.model import ModelConfig
+from qwenkit.model import Block, ModelConfig
 from qwenkit.quant.gptq_rounding import RoundedWeight, Rounding, round_to_grid, round_weight
 from qwenkit.quantize.block_pass import BlockPass
+from qwenkit.quantize.drift import Correction, Drift
 from qwenkit.quantize.moments import SecondMoments
 
 if TYPE_CHECKING:
@@ -37,11 +39,18 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
 
 
 def round_block(
-    through: BlockPass, rounding: Mapping[str, Rounding], stored: Mapping[str, StoredLayer] | None = None
+    through: BlockPass,
+    rounding: Mapping[str, Rounding],
+    stored: Mapping[str, StoredLayer] | None = None,
+    *,
+    original: BlockPass | None = None,
+    correction: float = 0.0,
 ) -> dict[str, RoundedWeight]:
     """Round the block's linear layers by GPTQ and move the hidden states through it.
 
-    rounding: how, for each of LAYERS; stored: the words they have already, if they are rounded again. The
+    rounding: how, for each of LAYERS; stored: the words they have already, if they are rounded again;
+    original: the same texts in a copy of the block as it was, after blocks as they were; correction: the
+    share of their drift since then that a weight makes up for before it is rounded (see `drift`). The
     block's weights become the values that the codes stand for. Raises UnsupportedError naming the layer whose
     inputs or weight are not finite, or cannot be rounded.
     """
@@ -50,32 +59,35 @@ def round_block(
     done: dict[str, RoundedWeight] = {}
     stored = stored or {}
 
-    def round_all(names: tuple[str, ...], inputs: Iterable[Tensor]) -> None:
+    def round_all(names: tuple[str, ...], inputs: Iterator[Tensor], before: Iterator[Tensor] | None) -> None:
         if all(name in stored and stored[name].kept for name in names):
             for _ in inputs:  # the stage still moves the texts
                 pass
             done.update({name: stored[name].words for name in names})
             return
         columns = linear_of(block, names[0]).in_features
-        moments = _moments(inputs, columns, f"transformer.h.{number}.{names[0]}")
+        moments, correct = _moments(inputs, before, columns, f"transformer.h.{number}.{names[0]}", correction)
         for name in names:
             layer = linear_of(block, name)
             try:
+                weight = layer.weight if correct is None else correct.applied(layer.weight)
                 if name in stored:
-                    done[name] = stored[name].rounded(layer.weight, moments, rounding[name])
+                    done[name] = stored[name].rounded(weight, moments, rounding[name])
                 else:
-                    done[name] = round_weight(layer.weight, moments, rounding[name])
+                    done[name] = round_weight(weight, moments, rounding[name])
             except UnsupportedError as error:
                 raise UnsupportedError(
                     f"transformer.h.{number}.{name}: {error.problem}", error.remedy
                 ) from error
             put(layer, done[name].dequantize())
 
-    round_all(("attn.c_attn",), through.normed())
-    round_all(("attn.c_proj",), through.attended())
-    round_all(("mlp.w1", "mlp.w2"), through.middle())
-    round_all(("mlp.c_proj",), through.gated())
+    round_all(("attn.c_attn",), through.normed(), None if original is None else original.normed())
+    round_all(("attn.c_proj",), through.attended(), None if original is None else original.attended())
+    round_all(("mlp.w1", "mlp.w2"), through.middle(), None if original is None else original.middle())
+    round_all(("mlp.c_proj",), through.gated(), None if original is None else original.gated())
     through.finish()
+    if original is not None:
+        original.finish()
     return done
 
 
@@ -109,9 +121,24 @@ def check_finite(x: Tensor, name: str, what: str) -> None:
         )
 
 
-def _moments(inputs: Iterable[Tensor], columns: int, name: str) -> Tensor:
-    moments = SecondMoments(columns)
+def as_it_was(block: Block) -> Block:
+    """A copy that keeps the weights of now, and shares them until `put` replaces them."""
+    return copy.deepcopy(block, {id(parameter): parameter for parameter in block.parameters()})
+
+
+def _moments(
+    inputs: Iterable[Tensor], before: Iterator[Tensor] | None, columns: int, name: str, correction: float
+) -> tuple[Tensor, Correction | None]:
+    """H of the inputs, and what corrects a weight for their drift from those `before`."""
+    moments, drift = SecondMoments(columns), None if before is None else Drift(columns)
     for x in inputs:
         check_finite(x, name, "inputs")
         moments.add(x)
-    return moments.mean()
+        if before is not None and drift is not None:
+            drift.add(next(before), x)
+    if before is None or drift is None:
+        return moments.mean(), None
+    for _ in before:  # its stage ends after the last text, too
+        pass
+    mean = moments.mean()
+    return mean, Correction(mean, drift.mean(), correction)

@@ -25,17 +25,11 @@ class SecondMoments:
     def add(self, x: Tensor) -> None:
         """x: [n, size], one line a token."""
         lines = x.t().contiguous()  # [size, n]
-        by_kernel = x.dtype == torch.bfloat16 and x.device.type == "cpu" and native.ready()
         size = len(lines)
         step = -(-size // _STRIPS)
-        wide = lines.float()
         for first in range(0, size, step):
             strip = slice(first, first + step)
-            if by_kernel:
-                product = Bf16Weight.pack(lines[: first + step]).multiply(wide[strip])
-            else:
-                product = wide[strip] @ wide[: first + step].t()
-            self._sum[strip, : first + step] += product
+            self._sum[strip, : first + step] += product(lines[strip], lines[: first + step])
         self.tokens += len(x)
 
     def mean(self) -> Tensor:
@@ -45,3 +39,10 @@ class SecondMoments:
         for first in range(step, size, step):
             self._sum[:first, first : first + step] = self._sum[first : first + step, :first].t()
         return self._sum.div_(max(self.tokens, 1))
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """left [m, n] times right [k, n] transposed: float32 [m, k]. The kernels round `left` to bfloat16."""
+    if right.dtype == torch.bfloat16 and right.device.type == "cpu" and native.ready():
+        return Bf16Weight.pack(right.contiguous()).multiply(left.float().contiguous())
+    return left.float() @ right.float().t()

@@ -27,7 +27,15 @@ from qwenkit.quantize.block_pass import BlockPass
 from qwenkit.quantize.calibration import Calibration, read_calibration
 from qwenkit.quantize.held_out import read_held_out
 from qwenkit.quantize.hidden import HiddenStates
-from qwenkit.quantize.layers import LAYERS, linear_of, put, round_block, round_block_to_nearest, shapes
+from qwenkit.quantize.layers import (
+    LAYERS,
+    as_it_was,
+    linear_of,
+    put,
+    round_block,
+    round_block_to_nearest,
+    shapes,
+)
 from qwenkit.quantize.losses import streamed_losses
 from qwenkit.quantize.mixture import Mixture, room_for, roundings, table
 from qwenkit.quantize.output import plan_folder, write_folder
@@ -40,7 +48,7 @@ from qwenkit.quantize.source import Source
 from qwenkit.quantize.watch import Watch
 from qwenkit.quantize.work_folder import WorkFolder
 
-_FORMAT = 1  # of the work folder; raise it when what it holds changes
+_FORMAT = 2  # of the work folder; raise it when what it holds changes
 _STAGES = 4  # of a block that move tokens
 
 
@@ -218,25 +226,31 @@ def _round(
         return
     if done:
         watch.note(f"{done} of {layers} layers are finished already.")
-    hidden = None
+    hidden = before = None
     if calibration is not None and settings.method == "gptq":
         embedding = source.tensor("transformer.wte.weight")
         hidden = HiddenStates.embed(calibration.texts, embedding, source.config)
-    per_block = 1 if hidden is None else len(hidden) * _STAGES
+        if settings.correction:
+            before = HiddenStates.embed(calibration.texts, embedding, source.config)
+    per_block = sum(len(texts) * _STAGES for texts in (hidden, before) if texts is not None) or 1
     first = done if hidden is None else 0
     watch.begin("Quantizing", per_block * (layers - first))
     for number in range(first, layers):
         start, own = time.perf_counter(), mixture.blocks[number]
         block = source.block(number)
         through = None if hidden is None else BlockPass(block, hidden, watch.tokens)
+        original = None if before is None else BlockPass(as_it_was(block), before, watch.tokens)
         if number < done:
             _restore(block, work, number)
-            if through is not None:
-                through.run()
-                watch.tokens(through.skipped)
+            for each in (through, original):
+                if each is not None:
+                    each.run()
+                    watch.tokens(each.skipped)
             continue
         if through is not None:
-            rounded = round_block(through, own, source.stored(number))
+            rounded = round_block(
+                through, own, source.stored(number), original=original, correction=settings.correction
+            )
         else:
             rounded = round_block_to_nearest(block, own, source.stored(number))
             watch.tokens(1)

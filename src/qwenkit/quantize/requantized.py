@@ -99,7 +99,8 @@ def source_of(checkpoint: Checkpoint, dtype: torch.dtype) -> Source:
 
 
 def settings_like(base: Checkpoint, **asked: Any) -> Settings:
-    """Bits, groups, symmetry and order as the base was quantized; asked: the other fields of Settings.
+    """Bits, groups, symmetry and order as the base was quantized, and no correction, for most weights keep
+    their words; asked: the other fields of Settings.
 
     Raises RequestError for a base that is not quantized.
     """
@@ -119,4 +120,4 @@ def settings_like(base: Checkpoint, **asked: Any) -> Settings:
         act_order=bool(ordered),
         damping=damping if isinstance(damping, float) and damping > 0 else 0.01,
     )
-    return Settings(rounding=rounding, **asked)
+    return Settings(rounding=rounding, correction=0.0, **asked)

@@ -20,7 +20,8 @@ BUILTIN = "builtin"
 class Settings:
     """method: "gptq", or "rtn", which rounds to nearest and uses no calibration. calibration: a file, a
     folder, or "builtin"; samples: texts of it at most, each cut to `length` tokens. dtype: to compute in.
-    budget: layers that are worth it are rounded finer than `rounding` says, as far as it goes.
+    budget: layers that are worth it are rounded finer than `rounding` says, as far as it goes. correction:
+    share of what rounding the layers before changed that a layer makes up for, 0 to 1 (see `drift`).
     """
 
     method: Method = "gptq"
@@ -30,6 +31,7 @@ class Settings:
     samples: int = 128
     length: int = 1024
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    correction: float = 0.5
 
     def __post_init__(self) -> None:
         if self.method not in get_args(Method):
@@ -40,6 +42,8 @@ class Settings:
             raise RequestError(
                 f"A budget, and {self.rounding.bits} bits.", "Leave --bits out: a budget chooses the bits."
             )
+        if not 0 <= self.correction <= 1:
+            raise RequestError(f"correction={self.correction:g}.", "It is a share, from 0 to 1.")
         for name in ("samples", "length"):
             if getattr(self, name) < 1:
                 raise RequestError(f"{name}={getattr(self, name)}.", "It must be at least 1.")
