@@ -3,8 +3,8 @@
     python scripts/fuzz_api.py [MODEL] [--examples 500] [-- OPTION ...]
 
 Starts `qwenkit serve MODEL` on a free port, runs schemathesis (extra `fuzz`) against it with NUL bytes and
-all, and ends with exit code 1 if there was a 5xx, a reply that the document does not tell of, or a dead engine.
-Options after `--` go to schemathesis. A small model is best: replies are cut short by nothing but their schema.
+all, and ends with exit code 1 if there was a 5xx, a reply that the document does not tell of, or a dead
+engine. Options after `--` go to schemathesis. A small model is best: replies may be as long as it likes.
 """
 
 from __future__ import annotations

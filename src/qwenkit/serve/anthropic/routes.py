@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Body
 from starlette.requests import Request
 from starlette.responses import Response
 
 from qwenkit.core import Grammar, RequestError, SamplingParams, Turn
 from qwenkit.serve.anthropic.conversation import conversation, tools_of
+from qwenkit.serve.anthropic.examples import COUNT_TOKENS, MESSAGES
 from qwenkit.serve.anthropic.format import AnthropicFormat
 from qwenkit.serve.anthropic.schemas import UNSUPPORTED, Conversation, CountTokensRequest, MessagesRequest
 from qwenkit.serve.chat.answers import schema_grammar
@@ -30,7 +31,9 @@ router = APIRouter(route_class=JSONRoute)
 
 
 @router.post("/v1/messages")
-async def messages(body: MessagesRequest, http: Request) -> Response:
+async def messages(
+    body: Annotated[MessagesRequest, Body(openapi_examples=MESSAGES)], http: Request
+) -> Response:
     """The assistant's next turn, or, where the last message is the assistant's, the rest of it."""
     _check_version(http)
     refuse_unsupported(body, UNSUPPORTED)
@@ -43,7 +46,9 @@ async def messages(body: MessagesRequest, http: Request) -> Response:
 
 
 @router.post("/v1/messages/count_tokens")
-async def count_tokens(body: CountTokensRequest, http: Request) -> dict[str, Any]:
+async def count_tokens(
+    body: Annotated[CountTokensRequest, Body(openapi_examples=COUNT_TOKENS)], http: Request
+) -> dict[str, Any]:
     """How many tokens the conversation has, template and tools included."""
     _check_version(http)
     refuse_unsupported(body, UNSUPPORTED)

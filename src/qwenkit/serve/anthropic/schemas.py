@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from qwenkit.serve.http.fields import Items, Strict
+from qwenkit.serve.http.fields import Items, Strict, document_unsupported, documented
 
 UNSUPPORTED: dict[str, tuple[str, tuple[Any, ...]]] = {
     # field: (what to say, values that ask for nothing and are let through)
@@ -108,6 +108,8 @@ class Metadata(Strict):
 class Conversation(Strict):
     """What a reply is made from."""
 
+    model_config = ConfigDict(json_schema_extra=document_unsupported(UNSUPPORTED))
+
     model: str | None = None
     messages: Items[MessageField] = Field(min_length=1)
     system: str | Items[TextBlock] | None = None
@@ -130,9 +132,9 @@ class MessagesRequest(Conversation):
     max_tokens: int = Field(ge=1)
     stream: bool | None = None
     stop_sequences: Items[str] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
+    temperature: float | None = documented(minimum=0, maximum=10_000)
+    top_p: float | None = documented(exclusiveMinimum=0, maximum=1)
+    top_k: int | None = documented(minimum=0)
     metadata: Metadata | None = None  # no effect
     container: Any = None
     service_tier: Any = None

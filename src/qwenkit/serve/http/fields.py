@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -29,6 +29,26 @@ class Strict(BaseModel):
     """Unknown fields are errors, and types are not bent to fit."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+
+def documented(**schema: Any) -> Any:
+    """A field, null if left out, of which the OpenAPI document says more than is checked here: the engine
+    checks it, and says better what is wrong."""
+    return Field(None, json_schema_extra=schema)
+
+
+def document_unsupported(
+    fields: Mapping[str, tuple[str, tuple[Any, ...]]],
+) -> Callable[[dict[str, Any]], None]:
+    """For `json_schema_extra` of a model: the document says what `refuse_unsupported` lets through."""
+
+    def add(schema: dict[str, Any]) -> None:
+        for name, (why, neutral) in fields.items():
+            if name in schema["properties"]:
+                told = {"description": f"Not supported. {why}", "enum": [None, *neutral]}
+                schema["properties"][name].update(told)
+
+    return add
 
 
 def refuse_unsupported(body: Strict, fields: Mapping[str, tuple[str, tuple[Any, ...]]]) -> None:

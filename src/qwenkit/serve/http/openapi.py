@@ -5,14 +5,11 @@ FastAPI knows the requests; of replies it knows nothing, for they are written by
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from qwenkit.serve.guard.keys import OPEN_PATHS
-
-Schema = dict[str, Any]
+from qwenkit.serve.http.reply_schemas import ERROR, EVENTS, MESSAGES_ERROR, REPLIES, Schema
 
 _WHY = {
     400: "The request is wrong; `param` names the field.",
@@ -34,68 +31,7 @@ _GET = {
     "/ready": (500,),
     "/metrics": (500,),
 }
-_STREAMS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
-_NO_TIME_LIMIT = ("/tokenize", "/detokenize")
-
-
-def _object(required: dict[str, Any], **optional: Any) -> Schema:
-    return {"type": "object", "required": list(required), "properties": {**required, **optional}}
-
-
-def _list(items: Schema) -> Schema:
-    return {"type": "array", "items": items}
-
-
-def _or_null(kind: str) -> Schema:
-    return {"type": [kind, "null"]}
-
-
-_TEXT, _WHOLE, _TRUE = {"type": "string"}, {"type": "integer"}, {"type": "boolean"}
-_ERROR = _object(
-    {
-        "error": _object(
-            {"message": _TEXT, "type": _TEXT, "param": _or_null("string"), "code": _or_null("string")}
-        )
-    }
-)
-_MESSAGES_ERROR = _object({"type": {"const": "error"}, "error": _object({"type": _TEXT, "message": _TEXT})})
-_USAGE = _object({"prompt_tokens": _WHOLE, "total_tokens": _WHOLE}, completion_tokens=_WHOLE)
-_FINISH = _or_null("string")
-_MODEL = _object(
-    {"id": _TEXT, "object": {"const": "model"}, "created": _WHOLE, "owned_by": _TEXT}, max_model_len=_WHOLE
-)
-_MESSAGE = _object({"role": {"const": "assistant"}, "content": _or_null("string")})
-
-
-def _completion(kind: str, choice: Schema) -> Schema:
-    known = {"id": _TEXT, "object": {"const": kind}, "created": _WHOLE, "model": _TEXT}
-    return _object({**known, "system_fingerprint": _TEXT, "choices": _list(choice), "usage": _USAGE})
-
-
-_CHAT_CHOICE = _object({"index": _WHOLE, "message": _MESSAGE, "finish_reason": _FINISH})
-_TEXT_CHOICE = _object({"index": _WHOLE, "text": _TEXT, "finish_reason": _FINISH})
-_EMBEDDING = _object(
-    {"index": _WHOLE, "object": {"const": "embedding"}, "embedding": {"type": ["array", "string"]}}
-)
-_HEALTH = _object(
-    {"status": _TEXT, "reason": _TEXT, "restarts": _WHOLE, "alive_seconds": {"type": "number"},
-     "running": _WHOLE, "waiting": _WHOLE}
-)  # fmt: skip
-
-REPLIES: dict[str, Schema] = {
-    "/v1/chat/completions": _completion("chat.completion", _CHAT_CHOICE),
-    "/v1/completions": _completion("text_completion", _TEXT_CHOICE),
-    "/v1/embeddings": _object(
-        {"object": {"const": "list"}, "model": _TEXT, "data": _list(_EMBEDDING), "usage": _USAGE}
-    ),
-    "/v1/models": _object({"object": {"const": "list"}, "data": _list(_MODEL)}),
-    "/v1/models/{name}": _MODEL,
-    "/tokenize": _object({"count": _WHOLE, "max_model_len": _WHOLE, "tokens": _list(_WHOLE)}),
-    "/detokenize": _object({"prompt": _TEXT}),
-    "/health": _HEALTH,
-    "/ready": _object({"ready": _TRUE, "draining": _TRUE}),
-}
-"""Of status 200; of those in _STREAMS also as a stream."""
+_NO_TIME_LIMIT = ("/tokenize", "/detokenize", "/v1/messages/count_tokens")
 
 
 def document(app: FastAPI, *, keys: bool) -> Schema:
@@ -104,7 +40,7 @@ def document(app: FastAPI, *, keys: bool) -> Schema:
     schemas = found["components"]["schemas"]
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
-    schemas |= {"Error": _ERROR, "MessagesError": _MESSAGES_ERROR}
+    schemas |= {"Error": ERROR, "MessagesError": MESSAGES_ERROR}
     for path, operations in found["paths"].items():
         for method, operation in operations.items():
             operation["responses"] = _responses(path, method, keys=keys)
@@ -134,10 +70,11 @@ def _responses(path: str, method: str, *, keys: bool) -> Schema:
 
 def _success(path: str) -> Schema:
     if path == "/metrics":
-        return {"description": "Prometheus' text format.", "content": {"text/plain": {"schema": _TEXT}}}
+        text = {"text/plain": {"schema": {"type": "string"}}}
+        return {"description": "Prometheus' text format.", "content": text}
     found = _response("The reply.", REPLIES.get(path, {}))
-    if path in _STREAMS:
-        found["content"]["text/event-stream"] = {"schema": _TEXT}
+    if path in EVENTS:
+        found["content"]["text/event-stream"] = {"schema": EVENTS[path]}
     return found
 
 

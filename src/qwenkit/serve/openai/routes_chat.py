@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Body
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -16,6 +17,7 @@ from qwenkit.serve.http.json_body import JSONRoute
 from qwenkit.serve.openai.chat_format import ChatFormat
 from qwenkit.serve.openai.completion import Envelope
 from qwenkit.serve.openai.conversation import conversation
+from qwenkit.serve.openai.examples import CHAT
 from qwenkit.serve.openai.schemas import ChatRequest
 from qwenkit.serve.replies.generation import respond
 from qwenkit.serve.service import service
@@ -24,7 +26,9 @@ router = APIRouter(route_class=JSONRoute)
 
 
 @router.post("/v1/chat/completions")
-async def chat_completions(body: ChatRequest, http: Request) -> Response:
+async def chat_completions(
+    body: Annotated[ChatRequest, Body(openapi_examples=CHAT)], http: Request
+) -> Response:
     """The assistant's next turn after `messages`, as OpenAI's endpoint of this name."""
     body.refuse_unsupported()
     here = service(http)

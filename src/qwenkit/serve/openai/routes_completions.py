@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Body
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -16,6 +16,7 @@ from qwenkit.serve.errors import ServeError
 from qwenkit.serve.guard.limits import Limits
 from qwenkit.serve.http.json_body import JSONRoute
 from qwenkit.serve.openai.completion import Envelope
+from qwenkit.serve.openai.examples import COMPLETIONS
 from qwenkit.serve.openai.schemas import CompletionRequest
 from qwenkit.serve.openai.text_format import TextFormat
 from qwenkit.serve.replies.generation import respond
@@ -25,7 +26,9 @@ router = APIRouter(route_class=JSONRoute)
 
 
 @router.post("/v1/completions")
-async def completions(body: CompletionRequest, http: Request) -> Response:
+async def completions(
+    body: Annotated[CompletionRequest, Body(openapi_examples=COMPLETIONS)], http: Request
+) -> Response:
     """Continue texts or token ids as they stand, as OpenAI's endpoint of this name.
 
     With echo, max_tokens may be 0: then only the prompt comes back, and its log probabilities if asked.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Body
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -15,6 +15,7 @@ from qwenkit.serve.http.event_stream import ClientLeftError, compact, unless_lef
 from qwenkit.serve.http.json_body import JSONRoute
 from qwenkit.serve.http.record import record
 from qwenkit.serve.openai.embeddings_format import embeddings_json
+from qwenkit.serve.openai.examples import EMBEDDINGS
 from qwenkit.serve.openai.routes_completions import prompts_in
 from qwenkit.serve.openai.schemas import EmbeddingRequest
 from qwenkit.serve.service import Service, service
@@ -23,7 +24,9 @@ router = APIRouter(route_class=JSONRoute)
 
 
 @router.post("/v1/embeddings")
-async def embeddings(body: EmbeddingRequest, http: Request) -> Response:
+async def embeddings(
+    body: Annotated[EmbeddingRequest, Body(openapi_examples=EMBEDDINGS)], http: Request
+) -> Response:
     """Vectors of length 1 for texts or token ids as they stand: the model's last hidden states, pooled."""
     here = service(http)
     name = here.check_model(body.model)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Body
 from starlette.requests import Request
 
 from qwenkit.core import ToolChoice
@@ -14,6 +14,7 @@ from qwenkit.serve.engine.messages import Prompt
 from qwenkit.serve.errors import ServeError
 from qwenkit.serve.http.json_body import JSONRoute
 from qwenkit.serve.openai.conversation import conversation
+from qwenkit.serve.openai.examples import DETOKENIZE, TOKENIZE
 from qwenkit.serve.openai.schemas import DetokenizeRequest, TokenizeRequest
 from qwenkit.serve.service import Service, service
 
@@ -35,7 +36,9 @@ async def model(name: str, http: Request) -> dict[str, Any]:
 
 
 @router.post("/tokenize")
-async def tokenize(body: TokenizeRequest, http: Request) -> dict[str, Any]:
+async def tokenize(
+    body: Annotated[TokenizeRequest, Body(openapi_examples=TOKENIZE)], http: Request
+) -> dict[str, Any]:
     """Token ids of a text, or of messages and tools with the chat template around them."""
     here = service(http)
     here.check_model(body.model)
@@ -54,7 +57,9 @@ async def tokenize(body: TokenizeRequest, http: Request) -> dict[str, Any]:
 
 
 @router.post("/detokenize")
-async def detokenize(body: DetokenizeRequest, http: Request) -> dict[str, Any]:
+async def detokenize(
+    body: Annotated[DetokenizeRequest, Body(openapi_examples=DETOKENIZE)], http: Request
+) -> dict[str, Any]:
     """The text of token ids, special tokens included."""
     here = service(http)
     here.check_model(body.model)

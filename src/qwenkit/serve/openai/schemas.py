@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from qwenkit.core import Grammar, RequestError, SamplingParams
 from qwenkit.serve.chat.answers import JSONAnswer, TextAnswer, schema_grammar
@@ -23,7 +23,7 @@ from qwenkit.serve.chat.tool_schemas import (
 )
 from qwenkit.serve.errors import ServeError, invalid
 from qwenkit.serve.guard.limits import Limits
-from qwenkit.serve.http.fields import Items, No, Strict, refuse_unsupported
+from qwenkit.serve.http.fields import Items, No, Strict, document_unsupported, documented, refuse_unsupported
 
 UNSUPPORTED: dict[str, tuple[str, tuple[Any, ...]]] = {
     # field: (what to say, values that ask for nothing and are let through)
@@ -49,23 +49,25 @@ class StreamOptions(Strict):
 class Sampling(Strict):
     """Fields of both kinds of completion. Null or absent means what the checkpoint says."""
 
+    model_config = ConfigDict(json_schema_extra=document_unsupported(UNSUPPORTED))
+
     model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = Field(None, ge=1)
     seed: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    max_tokens: int | None = None
+    temperature: float | None = documented(minimum=0, maximum=10_000)
+    top_p: float | None = documented(exclusiveMinimum=0, maximum=1)
+    max_tokens: int | None = documented(minimum=1)
     stop: str | Items[str] | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
+    presence_penalty: float | None = documented(minimum=-2, maximum=2)
+    frequency_penalty: float | None = documented(minimum=-2, maximum=2)
     logit_bias: dict[str, float] | None = None
     user: str | None = None  # no effect
     # Beyond OpenAI's
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
+    top_k: int | None = documented(minimum=0)
+    min_p: float | None = documented(minimum=0, maximum=1)
+    repetition_penalty: float | None = documented(exclusiveMinimum=0, maximum=10_000)
     stop_token_ids: Items[int] | None = None
     ignore_eos: bool | None = None
 
@@ -129,12 +131,12 @@ class ChatMessage(Strict):
     content: str | Items[TextPart] | None = None
     # Of messages that clients send back as they got them; only null says nothing.
     name: str | None = None
-    refusal: str | None = None
+    refusal: str | None = documented(maxLength=0)
     tool_calls: Items[SentCall] | None = None
     tool_call_id: str | None = None
     function_call: CalledFunction | None = None
-    audio: Any = None
-    annotations: Items[Any] | None = None
+    audio: Any = documented(enum=[None])
+    annotations: Items[Any] | None = documented(maxItems=0)
     parsed: Any = None  # of openai-python's own reading; no effect
 
 
@@ -157,7 +159,7 @@ class ChatRequest(Sampling):
     """POST /v1/chat/completions."""
 
     messages: Items[ChatMessage] = Field(min_length=1)
-    max_completion_tokens: int | None = None
+    max_completion_tokens: int | None = documented(minimum=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0)
     metadata: dict[str, str] | None = None  # no effect
@@ -187,7 +189,8 @@ class ChatRequest(Sampling):
         return None
 
 
-Ids = Annotated[Items[int], Field(min_length=1)]
+Id = Annotated[int, Field(json_schema_extra={"minimum": 0})]
+Ids = Annotated[Items[Id], Field(min_length=1)]
 Texts = str | Ids | Annotated[Items[str], Field(min_length=1)] | Annotated[Items[Ids], Field(min_length=1)]
 
 
@@ -195,6 +198,7 @@ class CompletionRequest(Sampling):
     """POST /v1/completions."""
 
     prompt: Texts
+    max_tokens: int | None = documented(minimum=0)
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0)
     suffix: str | None = None
@@ -226,4 +230,4 @@ class DetokenizeRequest(Strict):
     """POST /detokenize."""
 
     model: str | None = None
-    tokens: Items[int]
+    tokens: Items[Id]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Body
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -14,6 +16,7 @@ from qwenkit.serve.guard.limits import Limits
 from qwenkit.serve.http.fields import refuse_unsupported
 from qwenkit.serve.http.json_body import JSONRoute
 from qwenkit.serve.replies.generation import respond
+from qwenkit.serve.responses.examples import RESPONSES
 from qwenkit.serve.responses.format import ResponsesFormat
 from qwenkit.serve.responses.input import answer, conversation, tools_of
 from qwenkit.serve.responses.schemas import LOGPROBS, UNSUPPORTED, ResponsesRequest
@@ -26,7 +29,9 @@ router = APIRouter(route_class=JSONRoute)
 
 
 @router.post("/v1/responses")
-async def responses(body: ResponsesRequest, http: Request) -> Response:
+async def responses(
+    body: Annotated[ResponsesRequest, Body(openapi_examples=RESPONSES)], http: Request
+) -> Response:
     """The assistant's reply to the whole conversation in `input`; nothing is kept."""
     refuse_unsupported(body, UNSUPPORTED)
     here = service(http)

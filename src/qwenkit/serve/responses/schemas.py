@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from qwenkit.serve.chat.answers import JSONAnswer, TextAnswer
-from qwenkit.serve.http.fields import Items, No, Strict
+from qwenkit.serve.http.fields import Items, No, Strict, document_unsupported, documented
 
 UNSUPPORTED: dict[str, tuple[str, tuple[Any, ...]]] = {
     # field: (what to say, values that ask for nothing and are let through)
@@ -135,12 +135,14 @@ class StreamOptions(Strict):
 class ResponsesRequest(Strict):
     """POST /v1/responses."""
 
+    model_config = ConfigDict(json_schema_extra=document_unsupported(UNSUPPORTED))
+
     model: str | None = None
     input: str | Annotated[Items[Item], Field(min_length=1)]
     instructions: str | None = None
-    max_output_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
+    max_output_tokens: int | None = documented(minimum=1)
+    temperature: float | None = documented(minimum=0, maximum=10_000)
+    top_p: float | None = documented(exclusiveMinimum=0, maximum=1)
     top_logprobs: int | None = Field(None, ge=0)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
