@@ -4,7 +4,8 @@
 
 Starts `qwenkit serve MODEL` on a free port, runs schemathesis (extra `fuzz`) against it with NUL bytes and
 all, and ends with exit code 1 if there was a 5xx, a reply that the document does not tell of, or a dead
-engine. Options after `--` go to schemathesis. A small model is best: replies may be as long as it likes.
+engine. What the server says goes to stderr, a crash with its stack. Options after `--` go to schemathesis.
+A small model is best: replies may be as long as it likes.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from threading import Thread
 from urllib.request import urlopen
 
 PROGRAM = "from qwenkit.cli.main import main; main()"
@@ -30,7 +33,7 @@ def main() -> None:
     chosen, more = parser.parse_known_args()
     serving = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, "serve", chosen.model, "--port", "0", "--log-level", "error"],
-        stderr=subprocess.PIPE, text=True,
+        stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONFAULTHANDLER": "1"},
     )  # fmt: skip
     try:
         assert serving.stderr is not None
@@ -42,6 +45,7 @@ def main() -> None:
                 break
         else:
             raise SystemExit("The server did not start.")
+        Thread(target=shutil.copyfileobj, args=(serving.stderr, sys.stderr), daemon=True).start()
         run = subprocess.run(
             [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json",
              "--max-examples", str(chosen.examples), "--phases", chosen.phases,

@@ -215,12 +215,14 @@ def test_so_many_are_under_way_and_the_file_is_read_as_they_are_answered(source:
 
 
 class Dying(StandInEngine):
-    """Dies over "poison", and with it all that was asked within the same moment."""
+    """Dies over "poison", and with it all that was asked within the same moment. code: how its end is told;
+    after: seconds until it is noticed."""
 
-    def __init__(self) -> None:
+    def __init__(self, code: str = "engine_died", after: float = 0.001) -> None:
         super().__init__()
         self.dead = False
         self.deaths = 0
+        self.code, self.after = code, after
 
     def generate(self, wishes: Sequence[Wish]) -> ReplyGroup:
         self.silent = True
@@ -228,7 +230,7 @@ class Dying(StandInEngine):
         self.silent = False
         poison = wishes[0].prompt[0].content == "poison"  # type: ignore[union-attr]
         self.deaths += poison
-        died = ServeError("died", status=503, code="engine_died", retry_after=0)
+        died = ServeError("died", status=503, code=self.code, retry_after=0)
 
         def end() -> None:
             if poison or self.dead:
@@ -240,18 +242,29 @@ class Dying(StandInEngine):
                 group.replies[:] = done.replies
                 group._arrived.set()
 
-        asyncio.get_running_loop().call_later(0.001, end)
+        asyncio.get_running_loop().call_later(self.after if poison else 0.001, end)
         return group
 
 
-def test_a_request_that_kills_the_engine_fails_alone(source: Path, target: Path) -> None:
+@pytest.mark.parametrize("code", ["engine_died", "engine_hung"])
+def test_a_request_that_kills_the_engine_fails_alone(source: Path, target: Path, code: str) -> None:
     source.write_text("\n".join(line(str(i), "poison" if i == 3 else "hi") for i in range(40)))
-    engine = Dying()
+    engine = Dying(code)
     assert run(source, target, engine).failed == 1
     assert engine.deaths == 3
     failed = [one for one in answers(target) if one["response"]["status_code"] != 200]
     assert [one["custom_id"] for one in failed] == ["3"]
     assert len(answers(target)) == 40
+
+
+def test_finding_out_that_the_engine_hangs_takes_no_patience(
+    source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qwenkit.serve.batch.batch._PATIENCE_S", 0.5)
+    source.write_text(line("a", "poison"))
+    engine = Dying("engine_hung", after=0.3)
+    assert run(source, target, engine).failed == 1
+    assert engine.deaths == 3
 
 
 def test_an_interrupt_finishes_what_is_under_way_and_a_second_gives_it_up(source: Path, target: Path) -> None:
@@ -275,16 +288,18 @@ def test_an_interrupt_finishes_what_is_under_way_and_a_second_gives_it_up(source
     assert len(answers(target)) == 20
 
 
-def test_a_server_that_says_come_again_is_asked_again(source: Path, target: Path) -> None:
+@pytest.mark.parametrize("why", ["queue_full", "engine_restarting", "engine_stalled"])
+def test_a_server_that_says_come_again_is_asked_again(source: Path, target: Path, why: str) -> None:
+    """However often: only what happens while the engine works on a line is held against it."""
     source.write_text("\n".join(line(str(i)) for i in range(4)))
 
     class Full(StandInEngine):
-        refusals = 3
+        refusals = 20
 
         def generate(self, wishes: Sequence[Wish]) -> ReplyGroup:
             if self.refusals:
                 self.refusals -= 1
-                raise ServeError("full", status=429, code="queue_full", retry_after=0)
+                raise ServeError("full", status=429 if why == "queue_full" else 503, code=why, retry_after=0)
             return super().generate(wishes)
 
     assert run(source, target, Full()).failed == 0

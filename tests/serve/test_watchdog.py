@@ -77,7 +77,7 @@ def patched(patch: str) -> tuple[str, ...]:
 @pytest.mark.parametrize(
     ("patch", "code", "how"),
     [
-        ("e.Runner.compute = lambda *_: time.sleep(3600)", "engine_stalled", "a step has taken more than 3"),
+        ("e.Runner.compute = lambda *_: time.sleep(3600)", "engine_hung", "a step has taken more than 3"),
         ("e.Engine._drafts = lambda _: 1 / 0", "engine_died", "ended with exit code 70"),
     ],
     ids=["hangs", "fails"],
@@ -112,7 +112,7 @@ def test_a_stopped_engine_is_stalled_ended_and_replaced(
     with server.client() as client:
         answer = client.post("/v1/chat/completions", json=said)
         assert answer.status_code == 503
-        assert answer.json()["error"]["code"] == "engine_stalled"
+        assert answer.json()["error"]["code"] == "engine_hung"
         assert "not been heard of" in answer.json()["error"]["message"]
         eventually(lambda: client.get("/ready").status_code == 200)
         assert client.get("/health").json()["restarts"] == 1

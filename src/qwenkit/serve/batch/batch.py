@@ -22,6 +22,7 @@ from qwenkit.core import QwenkitError
 from qwenkit.serve.batch.input import BadLine, BatchLine, count_lines, read_lines
 from qwenkit.serve.batch.output import BatchOutput
 
+_ENDS = ("engine_died", "engine_hung")  # of an engine over the requests it was at work on
 _DEATHS = 3  # of an engine over one request, which is then answered with the last
 _PATIENCE_S = 600.0  # without any answer, while the server says to come again
 _AWAY_S = 60.0  # that a server which has answered may be out of reach
@@ -141,7 +142,7 @@ class Batch:
                     if answer.status_code not in (429, 503):
                         return answer
                     body, pause = _body(answer), _pause(answer)
-                    if _code(body) == "engine_died":
+                    if _code(body) in _ENDS:
                         # Over this request, or over another: all it happened to are tried again one after the
                         # other, so that the guilty one takes no others with it.
                         if not deaths:
@@ -149,6 +150,7 @@ class Batch:
                         deaths += 1
                         if deaths == _DEATHS:
                             return answer
+                        self._answer_at = time.monotonic()  # finding out took its time
                     if time.monotonic() - self._answer_at > _PATIENCE_S:
                         raise QwenkitError(f"No answer for {_PATIENCE_S:.0f} s: {_message(body)}", _AGAIN)
                 if self._ending:

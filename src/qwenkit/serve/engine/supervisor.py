@@ -172,7 +172,7 @@ class Supervisor:
         deaths = 0
         while True:
             how = await self._run_once()
-            stalled = self._watchdog.hopeless
+            hung = self._watchdog.hopeless
             if self._since and time.monotonic() - self._since > _SETTLED_S:
                 deaths = 0
             if self._state != "failed":
@@ -183,7 +183,7 @@ class Supervisor:
                     f"The engine's process {how} while it worked on this request.",
                     "It is being restarted; try again.",
                     status=503,
-                    code="engine_stalled" if stalled else "engine_died",
+                    code="engine_hung" if hung else "engine_died",
                     retry_after=2,
                 )
             )
