@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -13,10 +14,12 @@ from pydantic import TypeAdapter
 from running_server import RunningServer
 from standin_engine import StandInEngine, post
 
-from qwenkit.core import Grammar, Message, ToolCall, ToolUse
+from qwenkit.core import Grammar, Message, TokenLogprob, ToolCall, ToolUse
 from qwenkit.core.tools import Tool, ToolChoice
+from qwenkit.serve.engine.reply import ReplyGroup
+from qwenkit.serve.engine.supervisor import Wish
 from qwenkit.serve.guard.limits import Limits
-from qwenkit.serve.responses.schemas import UNSUPPORTED
+from qwenkit.serve.responses.schemas import LOGPROBS, UNSUPPORTED
 from qwenkit.text.hermes import Hermes
 
 PATH = "/v1/responses"
@@ -114,6 +117,38 @@ def test_calls_are_items(stream: bool) -> None:
         assert (item["type"], item["name"], item["arguments"]) == ("function_call", "weather", arguments)
         assert item["status"] == "completed"
     assert body["tools"] == [WEATHER]
+
+
+class Logged(StandInEngine):
+    """Tells the log probability of each piece, whose number is its negative."""
+
+    def generate(self, wishes: Sequence[Wish]) -> ReplyGroup:
+        group = super().generate(wishes)
+        for reply in group.replies:
+            for delta, number in zip(reply._pending[0], range(len(self.pieces)), strict=False):
+                token = TokenLogprob(number, delta.text.encode(), -float(number))
+                object.__setattr__(delta, "logprobs", (token,))
+        return group
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_text_is_told_the_log_probabilities_of_its_own_tokens(stream: bool) -> None:
+    engine = Logged()
+    engine.pieces = ("Let", " me", " see.\n", *CALLS[12:])
+    answer = post(PATH, engine, tools=[WEATHER], input="hi", include=[LOGPROBS], stream=stream)
+    own = [(piece, -float(i)) for i, piece in enumerate(engine.pieces[:3])]
+    if stream:
+        found = events(answer)
+        told = [one for one in found if one["type"] == "response.output_text.delta"]
+        assert [(t["token"], t["logprob"]) for one in told for t in one["logprobs"]] == own
+        (done,) = (one for one in found if one["type"] == "response.output_text.done")
+        (part,) = (one["part"] for one in found if one["type"] == "response.content_part.done")
+        body = found[-1]["response"]
+        assert done["logprobs"] == part["logprobs"] == body["output"][0]["content"][0]["logprobs"]
+    else:
+        body = answer.json()
+    assert [(t["token"], t["logprob"]) for t in body["output"][0]["content"][0]["logprobs"]] == own
+    assert [item["type"] for item in body["output"]] == ["message", "function_call", "function_call"]
 
 
 def test_what_is_cut_is_incomplete() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from qwenkit.core import FinishReason, ToolCall
@@ -11,9 +11,11 @@ from qwenkit.core import FinishReason, ToolCall
 
 @dataclass(frozen=True)
 class Content:
-    """Text for the reader."""
+    """Text for the reader, which stands in the reply as it is. start: characters of the reply before it; two
+    that say the same are equal wherever they stand."""
 
     text: str
+    start: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,7 @@ class HermesParser:
         self._names = names
         self._bare = bool(names)  # the reply may begin so, or has
         self._held = ""
+        self._said = 0  # characters of the reply before what is held
         self._gap = ""  # white space at the end of the text so far
         self._calls = 0
         self._end: ObjectEnd | None = None  # of the arguments being read
@@ -140,7 +141,7 @@ class HermesParser:
         held, self._held = self._gap + self._held, ""
         if begun or not held:
             return []
-        return [Content(held)]
+        return [Content(held, self._said - len(self._gap))]
 
     def _step(self, events: list[CallEvent]) -> bool:
         """Go on as far as one marker; False if that takes more text."""
@@ -201,9 +202,10 @@ class HermesParser:
         said, self._held = self._held[:length], self._held[length:]
         text = said.rstrip()
         if text:
-            events.append(Content(self._gap + text))
+            events.append(Content(self._gap + text, self._said - len(self._gap)))
             self._gap = ""
         self._gap += said[len(text) :]
+        self._said += length
 
 
 def _head(text: str, before: str) -> tuple[str, int] | None:

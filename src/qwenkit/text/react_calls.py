@@ -84,6 +84,7 @@ class ReActParser:
 
     def __init__(self, *, free: bool = True) -> None:
         self._held = ""
+        self._said = 0  # characters of the reply before what is held
         self._free = free
         self._seen = 0  # where the next marker can begin
         self._end: ObjectEnd | None = None  # of the arguments
@@ -109,13 +110,14 @@ class ReActParser:
             return []
         if not self._answering and held.startswith(_ACTION, self._seen):  # cut before its arguments
             return _thought(held[: self._seen])
-        return [Content(held)]
+        return [Content(held, self._said)]
 
     def _decide(self) -> list[CallEvent]:
         while found := _MARKERS.search(self._held, self._seen):
             at, marker = found.start(), found.group()
             if marker == _FINAL:
                 self._answering, self._held = True, self._held[found.end() :]
+                self._said = found.end()
                 return []
             if marker == _ACTION:
                 call = _CALL.match(self._held, found.end())
@@ -149,7 +151,8 @@ class ReActParser:
         else:
             at = len(self._held) - (possible_prefix(self._held, _OBSERVATION) if self._free else 0)
         text, self._held = self._held[:at], self._held[at:]
-        return [Content(text)] if text else []
+        self._said += at
+        return [Content(text, self._said - at)] if text else []
 
 
 def _may_be_call(text: str) -> bool:
@@ -161,9 +164,10 @@ def _may_be_call(text: str) -> bool:
 
 
 def _thought(text: str) -> list[CallEvent]:
+    """What a reply says that begins so and goes on with a call."""
     _, found, after = text.partition("Thought: ")
-    said = (after if found else text).strip()
-    return [Content(said)] if said else []
+    said = (after if found else text).lstrip()
+    return [Content(said.rstrip(), len(text) - len(said))] if said else []
 
 
 def _function(tool: Tool) -> dict[str, object]:

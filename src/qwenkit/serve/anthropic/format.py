@@ -79,16 +79,16 @@ class AnthropicFormat:
         return _REASONS.get(reason, "end_turn"), None
 
     def _event(self, change: Change) -> dict[str, Any]:
-        kind, block, text = change
-        if kind == "opened":
+        block = change.block
+        if change.kind == "opened":
             content = _content(block, "")
             return {"type": "content_block_start", "index": block.index, "content_block": content}
-        if kind == "closed":
+        if change.kind == "closed":
             return {"type": "content_block_stop", "index": block.index}
         if block.name is None:
-            delta = {"type": "text_delta", "text": text}
+            delta = {"type": "text_delta", "text": change.text}
         else:
-            delta = {"type": "input_json_delta", "partial_json": text}
+            delta = {"type": "input_json_delta", "partial_json": change.text}
         return {"type": "content_block_delta", "index": block.index, "delta": delta}
 
 

@@ -14,11 +14,13 @@ class ReplyReader:
         self._parser = parser
         self._spoken = Spoken()
         self._ids: list[str] = []
+        self._read = 0  # characters
 
     def read(self, delta: Delta) -> list[CallEvent]:
         """What the next piece of the reply says; with its finish_reason, also what was held back."""
         if self._parser is None:
-            events: list[CallEvent] = [Content(delta.text)] if delta.text else []
+            events: list[CallEvent] = [Content(delta.text, self._read)] if delta.text else []
+            self._read += len(delta.text)
         else:
             events = self._parser.push(delta.text)
             if delta.finish_reason is not None:

@@ -30,8 +30,6 @@ class ResponsesFormat:
         self._echo = _echo(model, body)
         self._blocks = Blocks(parser)
         self._ids: list[str] = []  # of the items
-        self._logprobs: list[TokenLogprob] = []
-        self._logged = 0  # of these, told in events
         self._ended: FinishReason = "abort"
         self._number = 0  # of the next event
 
@@ -41,7 +39,6 @@ class ResponsesFormat:
 
     def chunk(self, prompt: int, delta: Delta) -> Chunks:
         self._ended = delta.finish_reason or self._ended
-        self._logprobs += delta.logprobs or ()
         return [event for change in self._blocks.read(delta) for event in self._events(change)]
 
     def closing(self, usage: Usage) -> Chunks:
@@ -86,27 +83,27 @@ class ResponsesFormat:
         }
 
     def _events(self, change: Change) -> Chunks:
-        kind, block, text = change
-        if kind == "opened":
+        block = change.block
+        if change.kind == "opened":
             self._ids.append(f"{'msg' if block.name is None else 'fc'}_{uuid.uuid4().hex}")
         where = {"item_id": self._ids[block.index], "output_index": block.index}
         if block.name is None:
-            return self._text_events(kind, block, text, where)
-        if kind == "opened":
+            return self._text_events(change, where)
+        if change.kind == "opened":
             return [self._added(block)]
-        if kind == "grown":
-            return [self._event("function_call_arguments.delta", **where, delta=text)]
+        if change.kind == "grown":
+            return [self._event("function_call_arguments.delta", **where, delta=change.text)]
         done = self._event("function_call_arguments.done", **where, name=block.name, arguments=block.text)
         return [done, self._done(block)]
 
-    def _text_events(self, kind: str, block: Block, text: str, where: dict[str, Any]) -> Chunks:
-        where = {**where, "content_index": 0}
-        if kind == "opened":
+    def _text_events(self, change: Change, where: dict[str, Any]) -> Chunks:
+        block, where = change.block, {**where, "content_index": 0}
+        if change.kind == "opened":
             return [self._added(block), self._event("content_part.added", **where, part=_part("", []))]
-        if kind == "grown":
-            fresh, self._logged = self._logprobs[self._logged :], len(self._logprobs)
-            return [self._event("output_text.delta", **where, delta=text, logprobs=_logprobs(fresh))]
-        logprobs = _logprobs(self._logprobs)
+        logprobs = _logprobs(change.tokens)
+        if change.kind == "grown":
+            return [self._event("output_text.delta", **where, delta=change.text, logprobs=logprobs)]
+        logprobs = _logprobs(block.tokens)
         return [
             self._event("output_text.done", **where, text=block.text, logprobs=logprobs),
             self._event("content_part.done", **where, part=_part(block.text, logprobs)),
@@ -138,7 +135,7 @@ class ResponsesFormat:
             "id": self._ids[block.index],
             "status": status,
             "role": "assistant",
-            "content": [_part(block.text, _logprobs(self._logprobs))],
+            "content": [_part(block.text, _logprobs(block.tokens))],
         }
 
     def _event(self, kind: str, **more: Any) -> dict[str, Any]:
