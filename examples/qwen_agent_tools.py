@@ -1,7 +1,9 @@
-"""An assistant of Qwen-Agent with a tool of ours: pip install qwen-agent
+"""An assistant of Qwen-Agent with a tool of ours: pip install qwen-agent numpy soundfile tqdm python-dateutil
 
 use_raw_api hands the tools to the server; without it Qwen-Agent writes them into the prompt itself and reads
-the calls out of the text, which works, too, but enforces no schema.
+the calls out of the text, which works, too, but enforces no schema. The demo model makes the same call again
+and again: after $QWEN_AGENT_MAX_LLM_CALL_PER_RUN of them, 2 if that is not set (Qwen-Agent's own is 20), the
+answer is asked for without tools.
 Start a server first: qwenkit serve
 usage: python examples/qwen_agent_tools.py [URL]
 """
@@ -9,8 +11,11 @@ usage: python examples/qwen_agent_tools.py [URL]
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Any
+
+os.environ.setdefault("QWEN_AGENT_MAX_LLM_CALL_PER_RUN", "2")  # read when it is imported
 
 from openai import OpenAI
 from qwen_agent.agents import Assistant
@@ -36,9 +41,14 @@ def main(url: str) -> None:
     server = {"model": model, "model_server": url, "api_key": "none"}
     for raw in (True, False):
         settings = {"use_raw_api": raw, "temperature": 0, "max_tokens": 200}
-        agent = Assistant(llm={**server, "generate_cfg": settings}, function_list=["stock_of"])
+        llm = {**server, "generate_cfg": settings}
+        agent = Assistant(llm=llm, function_list=["stock_of"])
         asked = [{"role": "user", "content": "How many lamps are in stock? Use the tool."}]
         *_, replies = agent.run(messages=asked)  # each time all that was said so far
+        if replies[-1]["role"] == "function":
+            more = [*asked, *replies, {"role": "user", "content": "Say that in a sentence."}]
+            *_, answer = Assistant(llm=llm).run(messages=more)
+            replies += answer
         print("by the server:" if raw else "by Qwen-Agent:")
         for reply in replies:
             call = reply.get("function_call")

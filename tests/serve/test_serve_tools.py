@@ -187,6 +187,32 @@ def test_choices(asked: dict[str, Any], choice: ToolChoice) -> None:
     assert engine.wishes[0].params.grammar == Hermes().grammar(ToolUse(OURS, choice))
 
 
+def test_results_as_qwen_agent_sends_them() -> None:
+    """Its `id` is what others call tool_call_id; beside it, `extra` says the same once more."""
+    engine = speaking("ok")
+    called = {"function": {"name": "weather", "arguments": '{"city":"x"}'}}
+    asked = [{"role": "system", "content": "s"}, *HI]
+    messages = [*asked, {"role": "assistant", "tool_calls": [{"id": "call_1", **called}]}]
+    result = {"role": "tool", "name": "weather", "content": "wet", "id": "call_1"}
+    for more in ({}, {"extra": {"function_id": "call_1"}}, {"tool_call_id": "call_1"}):
+        ask(engine, messages=[*messages, {**result, **more}])
+        prompt = engine.wishes[-1].prompt
+        ours = [
+            Message("system", "s"),
+            Message("user", "hi"),
+            Message("assistant", "", (ToolCall("weather", '{"city":"x"}', "call_1"),)),
+            Message("tool", "wet", name="weather", tool_call_id="call_1"),
+        ]
+        assert prompt == Hermes().turns(ours, OURS, "unused")
+    for more, field in (
+        ({"tool_call_id": "call_2"}, "id"),
+        ({"extra": {"function_id": "call_2"}}, "extra.function_id"),
+        ({"extra": {"else": 1}}, "extra.else"),
+    ):
+        answer = post(CHAT, engine, messages=[*messages, {**result, **more}], tools=TOOLS)
+        assert refusal(answer)["param"] == f"messages.3.{field}"
+
+
 def test_react_continues_the_assistants_turn_after_a_result() -> None:
     engine = speaking(" it is wet\nFinal Answer: Take an umbrella.", format="react")
     messages = [
@@ -257,6 +283,9 @@ RESULT = {"role": "tool", "content": "4", "tool_call_id": "call_9"}
         ({"messages": [RESULT]}, "messages.0.tool_call_id", "invalid_value"),
         ({"messages": [*HI, {"role": "tool", "content": "4"}]}, "messages.1.tool_call_id", "invalid_value"),
         ({"messages": [*HI, {"role": "assistant", "content": None}]}, "messages.1.content", "invalid_value"),
+        ({"messages": [{**HI[0], "id": "a"}]}, "messages.0.id", "unsupported_parameter"),
+        ({"messages": [{**HI[0], "extra": {"function_id": "a"}}]}, "messages.0.extra",
+         "unsupported_parameter"),
         ({"messages": [{**HI[0], "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": ""}}]}]},
          "messages.0.tool_calls", "unsupported_parameter"),
         ({"messages": [*HI, {"role": "assistant", "content": "", "tool_calls": [{"id": ""}]}]},

@@ -9,6 +9,7 @@ from qwenkit.serve.errors import ServeError, invalid_field
 from qwenkit.serve.openai.schemas import ChatMessage
 
 _OF_ASSISTANTS = ("tool_calls", "function_call")
+_OF_RESULTS = ("name", "tool_call_id", "id", "extra")
 _SILENT = ("refusal", "audio", "annotations")
 
 
@@ -24,7 +25,7 @@ def conversation(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
 
 def _message(where: str, message: ChatMessage, ids: set[str]) -> Message:
     is_result = message.role in ("tool", "function")
-    silent = [*_SILENT, *([] if is_result else ["name", "tool_call_id"])]
+    silent = [*_SILENT, *([] if is_result else _OF_RESULTS)]
     silent += [] if message.role == "assistant" else _OF_ASSISTANTS
     for field in silent:
         if getattr(message, field) not in (None, [], ""):
@@ -35,21 +36,38 @@ def _message(where: str, message: ChatMessage, ids: set[str]) -> Message:
     calls = _calls(where, message)
     if message.content is None and not calls:
         raise invalid_field(f"{where}.content", f"{where}.content is null.", "Give a text.")
+    answered = _answered(where, message)
     if message.role == "tool":
-        if message.tool_call_id is None:
+        if answered is None:
             raise invalid_field(
                 f"{where}.tool_call_id", f"{where} has no tool_call_id.", "Say what it answers."
             )
-        if message.tool_call_id not in ids:
+        if answered not in ids:
             raise invalid_field(
                 f"{where}.tool_call_id",
-                f"{where} answers the call {message.tool_call_id[:100]!r}, which no message before it makes.",
+                f"{where} answers the call {answered[:100]!r}, which no message before it makes.",
                 "Send the assistant's message with tool_calls before the results.",
             )
     content = message.content or ""
     text = content if isinstance(content, str) else "".join(part.text for part in content)
     role = "system" if message.role == "developer" else message.role
-    return Message(role, text, calls, message.name or "", message.tool_call_id or "")
+    return Message(role, text, calls, message.name or "", answered or "")
+
+
+def _answered(where: str, message: ChatMessage) -> str | None:
+    """The call that a result is of: OpenAI's tool_call_id, or Qwen-Agent's id and extra."""
+    names = {
+        "tool_call_id": message.tool_call_id,
+        "id": message.id,
+        "extra.function_id": message.extra and message.extra.function_id,
+    }
+    said = {name: value for name, value in names.items() if value is not None}
+    answered = next(iter(said.values()), None)
+    for name, value in said.items():
+        if value != answered:
+            problem = f"{where} answers two calls, {str(answered)[:100]!r} and {value[:100]!r}."
+            raise invalid_field(f"{where}.{name}", problem, "Give tool_call_id alone.")
+    return answered
 
 
 def _calls(where: str, message: ChatMessage) -> tuple[ToolCall, ...]:

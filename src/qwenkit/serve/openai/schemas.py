@@ -126,6 +126,12 @@ class TextPart(Strict):
     text: str
 
 
+class Extra(Strict):
+    """What Qwen-Agent keeps of a result's call, and sends along."""
+
+    function_id: str | None = None
+
+
 class ChatMessage(Strict):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | Items[TextPart] | None = None
@@ -134,6 +140,8 @@ class ChatMessage(Strict):
     refusal: str | None = documented(maxLength=0)
     tool_calls: Items[SentCall] | None = None
     tool_call_id: str | None = None
+    id: str | None = None  # Qwen-Agent's name for tool_call_id
+    extra: Extra | None = None
     function_call: CalledFunction | None = None
     audio: Any = documented(enum=[None])
     annotations: Items[Any] | None = documented(maxItems=0)
