@@ -59,7 +59,7 @@ def _answered(where: str, message: ChatMessage) -> str | None:
     names = {
         "tool_call_id": message.tool_call_id,
         "id": message.id,
-        "extra.function_id": message.extra and message.extra.function_id,
+        "extra.function_id": None if message.extra is None else message.extra.function_id,
     }
     said = {name: value for name, value in names.items() if value is not None}
     answered = next(iter(said.values()), None)
