@@ -75,6 +75,10 @@ def serve(
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], typer.Option(help="info has a line for every request.")
     ] = "info",
+    otel: Annotated[
+        bool,
+        typer.Option("--otel/--no-otel", help="Send OpenTelemetry traces where the OTEL_* variables say."),
+    ] = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     weights: options.Weights = "auto",
@@ -92,6 +96,8 @@ def serve(
     """
     name = chosen_model(model, model_option)
     check_installed("The server")
+    if otel:
+        _check_otel()
     if open_browser and not page:
         raise typer.BadParameter("--open opens the page that --no-page leaves out; give one of them.")
     from qwenkit.serve.engine.messages import EngineConfig
@@ -119,10 +125,24 @@ def serve(
         page=page,
         tool_format=tool_format,
         drain_s=drain_timeout,
+        otel=otel,
         log_format=log_format,
         log_level=log_level,
     )
     run(settings, quiet=quiet, ready=open_page if open_browser else None)
+
+
+def _check_otel() -> None:
+    """Raises UnsupportedError, naming the extra, where nothing can send traces."""
+    try:
+        found = find_spec("opentelemetry.exporter.otlp.proto.http") and find_spec("opentelemetry.sdk")
+    except ModuleNotFoundError:
+        found = None
+    if not found:
+        raise UnsupportedError(
+            "--otel needs OpenTelemetry's SDK and OTLP exporter, not installed here.",
+            "Install the extra: pip install 'qwenkit[otel]'.",
+        )
 
 
 def check_installed(what: str) -> None:

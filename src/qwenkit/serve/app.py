@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -27,6 +29,11 @@ from qwenkit.serve.page.files import PageFiles
 from qwenkit.serve.responses import routes as routes_responses
 from qwenkit.serve.service import Service
 
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+
+    from qwenkit.serve.http.traces import Traces
+
 _ROUTES = (
     routes_chat,
     routes_completions,
@@ -38,8 +45,9 @@ _ROUTES = (
 )
 
 
-def create_app(service: Service) -> FastAPI:
-    """The application over `service`; starts its engine with the server and stops it after."""
+def create_app(service: Service, spans: TracerProvider | None = None) -> FastAPI:
+    """The application over `service`; starts its engine with the server and stops it after. spans: where
+    those of requests go; shut down in the end."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -48,10 +56,12 @@ def create_app(service: Service) -> FastAPI:
             yield
         finally:
             await service.engine.stop()
+            if spans is not None:
+                await asyncio.to_thread(spans.shutdown)  # sends what is left
 
     settings = service.settings
     page = PageFiles() if settings.page else None
-    around = [Middleware(Access, metrics=service.metrics)]  # the outermost first
+    around = [Middleware(Access, metrics=service.metrics, traces=_traces(service, spans))]  # outermost first
     if settings.cors_origins:
         around.append(
             Middleware(
@@ -93,6 +103,14 @@ def create_app(service: Service) -> FastAPI:
         app.include_router(routes_page.router(page))
     app.openapi = cache(lambda: document(app, keys=bool(settings.keys)))  # type: ignore[method-assign]
     return app
+
+
+def _traces(service: Service, spans: TracerProvider | None) -> Traces | None:
+    if spans is None:
+        return None
+    from qwenkit.serve.http.traces import Traces
+
+    return Traces(spans, lambda: service.names(service.engine.card)[0] if service.engine.card else "unknown")
 
 
 def _rates(limits: Limits) -> list[Middleware]:

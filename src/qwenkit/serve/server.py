@@ -70,9 +70,14 @@ class _Server(uvicorn.Server):
 
     def __init__(self, service: Service) -> None:
         settings = service.settings
+        spans = None
+        if settings.otel:
+            from qwenkit.serve.http.traces import exporting
+
+            spans = exporting()
         super().__init__(
             uvicorn.Config(
-                create_app(service),
+                create_app(service, spans),
                 log_config=None,
                 access_log=False,
                 server_header=False,

@@ -19,7 +19,7 @@ class ServeSettings:
     0 takes a free one. drain_s: how long replies in progress may go on after a request to end. tls_cert,
     tls_key: PEM files, together or not at all. tool_format: how tools are shown to the model and called; auto
     is what it was trained on. cors_origins: web pages that may ask; none by default, "*" for
-    all. page: serve the chat page at "/"."""
+    all. page: serve the chat page at "/". otel: send traces (extra `otel`)."""
 
     engine: EngineConfig = field(default_factory=EngineConfig)
     host: str = "127.0.0.1"
@@ -33,6 +33,7 @@ class ServeSettings:
     page: bool = True
     tool_format: ToolFormatName = "auto"
     drain_s: float = 30.0
+    otel: bool = False
     log_format: LogFormat = "text"
     log_level: str = "info"
 

@@ -1,4 +1,4 @@
-"""Around every request: its id, its line in the log, its place in the metrics, and the last resort."""
+"""Around every request: its id, its line in the log, its place in metrics and traces, and the last resort."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import re
 import time
 import uuid
+from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -14,16 +15,21 @@ from qwenkit.serve.http import logs
 from qwenkit.serve.http.metrics import Metrics
 from qwenkit.serve.http.record import KEY, Record
 
+if TYPE_CHECKING:
+    from qwenkit.serve.http.traces import Traces
+
 _UNINTERESTING = ("/health", "/ready", "/metrics", "/assets/{name}")
 _HARMLESS_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 class Access:
-    """ASGI middleware. A client's X-Request-ID is kept if it is harmless, otherwise made here."""
+    """ASGI middleware. A client's X-Request-ID is kept if it is harmless, otherwise made here. traces: where
+    they were asked for."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, traces: Traces | None = None) -> None:
         self._app = app
         self._metrics = metrics
+        self._traces = traces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -32,7 +38,7 @@ class Access:
         given = dict(scope["headers"]).get(b"x-request-id", b"")
         harmless = given if _HARMLESS_ID.fullmatch(given) else uuid.uuid4().hex.encode()
         about = scope[KEY] = Record(harmless.decode())
-        began = time.monotonic()
+        began, began_ns = time.monotonic(), time.time_ns()
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -47,10 +53,11 @@ class Access:
             if not about.status:
                 await internal_error().send(scope, receive, send_with_id)
         finally:
-            self._note(scope, about, time.monotonic() - began)
+            self._note(scope, about, time.monotonic() - began, began_ns)
 
-    def _note(self, scope: Scope, about: Record, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "other")  # the template: the path is the client's word
+    def _note(self, scope: Scope, about: Record, seconds: float, began_ns: int) -> None:
+        template = getattr(scope.get("route"), "path", None)  # the path is the client's word
+        route = template or "other"
         metrics = self._metrics
         metrics.requests.labels(route, str(about.status)).inc()
         metrics.seconds.labels(route).observe(seconds)
@@ -71,3 +78,5 @@ class Access:
             error=about.code,
             left=about.left or None,
         )
+        if self._traces is not None and route not in _UNINTERESTING:
+            self._traces.add(scope, about, template, began_ns, began_ns + round(seconds * 1e9))

@@ -17,10 +17,11 @@ LOGGER = logging.getLogger("qwenkit.serve")
 
 
 def configure(format: LogFormat, level: str) -> None:
-    """Send the server's and uvicorn's records to stderr in this format; the access log is our own."""
+    """Send our own, uvicorn's and OpenTelemetry's records to stderr in this format, and no access log but
+    ours."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONFormatter() if format == "json" else TextFormatter())
-    for name in ("qwenkit.serve", "uvicorn"):
+    for name in ("qwenkit.serve", "uvicorn", "opentelemetry"):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.setLevel(level.upper())

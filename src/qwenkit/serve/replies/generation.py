@@ -11,7 +11,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from qwenkit.core import Usage
+from qwenkit.core import Delta, Usage
 from qwenkit.serve.engine.messages import Accepted
 from qwenkit.serve.engine.reply import ReplyGroup
 from qwenkit.serve.engine.supervisor import Wish
@@ -33,6 +33,8 @@ async def respond(
     """
     with ExitStack() as kept:
         kept.enter_context(service.admission.places(len(wishes)))
+        about = record(http.scope)
+        about.params, about.stream = wishes[0].params, stream
         run = _Run(http, service, service.engine.generate(wishes))
         kept.callback(run.close)
         try:
@@ -42,7 +44,7 @@ async def respond(
                 return EventStream(events, kept.pop_all().close, run.seconds, format)
             body = await unless_left(http, run.collect(accepted, format))
         except ClientLeftError:
-            record(http.scope).left = True
+            about.left = True
             return Response(status_code=499)  # nobody reads it; the log does
         return Response(compact(body), media_type="application/json")
 
@@ -72,7 +74,7 @@ class _Run:
         for chunk in format.opening(accepted):
             yield chunk
         async for prompt, delta in self.group.deltas():
-            self._time(prompt, delta.index, len(delta.token_ids))
+            self._note(prompt, delta)
             for chunk in format.chunk(prompt, delta):
                 yield chunk
         for chunk in format.closing(self._finish()):
@@ -83,7 +85,7 @@ class _Run:
         written: dict[tuple[int, int], Written] = {}
         texts: dict[tuple[int, int], list[str]] = {}
         async for prompt, delta in self.group.deltas():
-            self._time(prompt, delta.index, len(delta.token_ids))
+            self._note(prompt, delta)
             choice = written.setdefault((prompt, delta.index), Written())
             texts.setdefault((prompt, delta.index), []).append(delta.text)
             if delta.logprobs is not None:
@@ -105,13 +107,20 @@ class _Run:
         )
         self._record.prompt_tokens = total.prompt_tokens
         self._record.completion_tokens = total.completion_tokens
+        self._record.cached_tokens = total.cached_tokens
+        self._record.queue_s = max((end.timings.queue_s for end in ends), default=None)
+        self._record.prefill_s = max((end.timings.prefill_s for end in ends), default=None)
         return total
 
     def _took(self, accepted: Sequence[Accepted]) -> None:
         self._record.prompt_tokens = sum(one.prompt_tokens for one in accepted)
 
-    def _time(self, prompt: int, index: int, tokens: int) -> None:
-        now, key = time.monotonic(), (prompt, index)
+    def _note(self, prompt: int, delta: Delta) -> None:
+        now, key, tokens = time.monotonic(), (prompt, delta.index), len(delta.token_ids)
+        if delta.finish_reason is not None:
+            self._record.finish_reasons.append(delta.finish_reason)
+        if not self._last:
+            self._record.first_token_s = now - self._began
         self._record.completion_tokens = (self._record.completion_tokens or 0) + tokens
         metrics = self._service.metrics
         if key in self._last:
