@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted_model import END, EXTRA, STOP
 
-from qwenkit.core import Delta, SamplingParams
+from qwenkit.core import Delta, SamplingParams, TokenLogprob
 from qwenkit.engine.sequence import TokenSequence
 
 PARAMS = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
@@ -117,6 +117,16 @@ def test_max_tokens_counts_every_token(byte_tokenizer):
     assert (sequence.text, sequence.finish_reason, sequence.sampled) == ("\ufffd", "length", 2)
     with pytest.raises(RuntimeError):
         sequence.accept(1)
+
+
+def test_the_token_that_ends_has_its_log_probability_apart(byte_tokenizer):
+    sequence = make(byte_tokenizer, logprobs=0)
+    score = TokenLogprob(END, b"<end>", -0.5, ())
+    last = sequence.accept(END, score)
+    assert (last.text, last.token_ids, last.logprobs, last.end_logprob) == ("", (), (), score)
+    held = make(byte_tokenizer, logprobs=0, stop=("abcd", "bc"))
+    feed(held, b"xabc")
+    assert held.accept(END, score).end_logprob is None  # a stop string ended it before
 
 
 def test_logprobs_go_with_their_tokens(byte_tokenizer):

@@ -20,6 +20,8 @@ from qwenkit.serve.errors import ServeError
 from qwenkit.serve.guard.keys import Keys
 from qwenkit.serve.guard.limits import Limits
 from qwenkit.serve.http import logs
+from qwenkit.serve.openai.completion import Envelope
+from qwenkit.serve.openai.text_format import TextFormat
 from qwenkit.serve.replies.logprobs import TextLogprobs, chat_logprobs
 from qwenkit.serve.replies.written import Written, best
 
@@ -246,3 +248,27 @@ def test_logprobs_of_parts_of_characters_and_of_the_impossible() -> None:
     assert first["tokens"] == ["ab", "bytes:\\xe4\\xb8"]
     assert first["token_logprobs"] == [None, -9999.0]
     assert first["text_offset"] + second["text_offset"] == [0, 2, 2]
+
+
+@pytest.mark.parametrize("echo", [True, False])
+def test_what_ended_a_text_is_scored_beside_an_echo(echo: bool) -> None:
+    """Who scores a prompt asks for a token after it, and counts on its place in the lists."""
+    end = TokenLogprob(9, b"<|endoftext|>", -0.25, ((9, b"<|endoftext|>", -0.25),))
+    score = (PromptToken(b"a", None), PromptToken(b"b", -1.0))
+    accepted = [Accepted(1, 2, "ab", score)]
+    expected = ["a", "b", "<|endoftext|>"] if echo else []
+
+    def form() -> TextFormat:
+        return TextFormat(Envelope("m", 1, "f", "text", "cmpl"), 1, echo=echo, logprobs=True, usage=False)
+
+    written = {(0, 0): Written("", [], "stop", 9, end)}
+    (choice,) = form().whole(accepted, written)["choices"]
+    assert (choice["text"], choice["logprobs"]["tokens"]) == ("ab" if echo else "", expected)
+    assert choice["logprobs"]["token_logprobs"] == ([None, -1.0, -0.25] if echo else [])
+    streamed = form()
+    chunks = [
+        *streamed.opening(accepted),
+        *streamed.chunk(0, Delta("", finish_reason="stop", end_logprob=end)),
+    ]
+    told = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+    assert [name for one in told if one for name in one["tokens"]] == expected

@@ -99,6 +99,7 @@ class Delta:
     """A piece of a stream: new text of choice `index`; `str(delta)` is that text.
 
     The last delta of a choice has a `finish_reason`; the last of the stream also the whole `completion`.
+    end_logprob: of the token that ended the choice and is no part of it, if log probabilities were asked for.
     """
 
     text: str
@@ -108,6 +109,7 @@ class Delta:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     completion: Completion | None = None
+    end_logprob: TokenLogprob | None = None
 
     def __str__(self) -> str:
         return self.text

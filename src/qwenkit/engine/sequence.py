@@ -7,7 +7,7 @@ caches or devices: whoever runs the model hands it rows of logits.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -96,7 +96,8 @@ class TokenSequence:
         self.sampled += 1
         self.last_token = token
         if token in self._end_ids:
-            return self._finish("stop", token)
+            last = self._finish("stop", token)
+            return last if last.stop_reason != token else replace(last, end_logprob=logprob)
         if self.matcher is not None:
             self.matcher.accept(token)
         self._held.append((token, self._decoded, logprob))

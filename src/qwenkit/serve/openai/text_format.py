@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from qwenkit.core import Delta, Usage
+from qwenkit.core import Delta, TokenLogprob, Usage
 from qwenkit.serve.engine.messages import Accepted
 from qwenkit.serve.openai.completion import CompletionStream, Envelope, usage_json
 from qwenkit.serve.replies.format import Chunks
@@ -40,8 +40,8 @@ class TextFormat(CompletionStream):
 
     def chunk(self, prompt: int, delta: Delta) -> Chunks:
         logprobs = None
-        if self._logprobs and delta.logprobs:
-            logprobs = self._writers[prompt, delta.index].add(delta.logprobs)
+        if self._logprobs and (told := self._told(delta.logprobs, delta.end_logprob)):
+            logprobs = self._writers[prompt, delta.index].add(told)
         return [self._chunk(prompt, delta.index, delta.text, logprobs, delta.finish_reason)]
 
     def whole(self, accepted: Sequence[Accepted], written: dict[tuple[int, int], Written]) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class TextFormat(CompletionStream):
                 text, scores = self._prompt(prompt, index, one) if self._echo else ("", None)
                 logprobs = None
                 if self._logprobs:
-                    own = self._writers[prompt, index].add(choice.logprobs or [])
+                    own = self._writers[prompt, index].add(self._told(choice.logprobs, choice.end_logprob))
                     logprobs = joined([own] if scores is None else [scores, own])
                 choices.append(
                     self._choice(prompt, index, text + choice.text, logprobs, choice.finish_reason)
@@ -68,6 +68,11 @@ class TextFormat(CompletionStream):
     def _prompt(self, prompt: int, index: int, accepted: Accepted) -> tuple[str, Any]:
         scores = accepted.prompt_logprobs
         return accepted.text, None if scores is None else self._writers[prompt, index].add(scores)
+
+    def _told(self, tokens: Sequence[TokenLogprob] | None, end: TokenLogprob | None) -> list[TokenLogprob]:
+        """With echo the token that ended the text is told, too: who scores a prompt asks for a token after,
+        and leaves out the last of the list."""
+        return [*(tokens or ()), *([end] if self._echo and end is not None else [])]
 
     def _choice(self, prompt: int, index: int, text: str, logprobs: Any, finish: str | None) -> Any:
         number = prompt * self._n + index

@@ -92,6 +92,7 @@ class _Run:
                 choice.logprobs = [*(choice.logprobs or ()), *delta.logprobs]
             if delta.finish_reason is not None:
                 choice.finish_reason, choice.stop_reason = delta.finish_reason, delta.stop_reason
+                choice.end_logprob = delta.end_logprob
         for key, parts in texts.items():
             written[key].text = "".join(parts)
         return {**format.whole(accepted, written), "usage": format.usage(self._finish())}

@@ -16,6 +16,7 @@ class Written:
     logprobs: list[TokenLogprob] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    end_logprob: TokenLogprob | None = None
 
     @property
     def mean_logprob(self) -> float:
