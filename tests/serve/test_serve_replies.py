@@ -61,6 +61,20 @@ def test_a_chat_stream() -> None:
     assert all(c["usage"] is None for c in parsed[:-1])
 
 
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_counts_in_every_chunk(path: str) -> None:
+    asked: dict[str, Any] = {"messages": HI} if path == CHAT else {"prompt": "a"}
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    *chunks, _ = events(post(path, **asked, n=2, stream=True, stream_options=options).text)
+    counts = [json.loads(chunk)["usage"] for chunk in chunks]
+    written = [count["completion_tokens"] for count in counts]
+    assert written == sorted(written)
+    assert all(c["total_tokens"] == c["prompt_tokens"] + c["completion_tokens"] for c in counts)
+    assert {count["prompt_tokens"] for count in counts} == {3}
+    answer = post(path, **asked, stream=True, stream_options={"continuous_usage_stats": True})
+    assert answer.json()["error"]["param"] == "stream_options.continuous_usage_stats"
+
+
 def test_a_text_completion_of_several_prompts() -> None:
     body = post(TEXT, prompt=["a", "b"], n=2, echo=True).json()
     assert body["object"] == "text_completion"
@@ -259,7 +273,7 @@ def test_what_ended_a_text_is_scored_beside_an_echo(echo: bool) -> None:
     expected = ["a", "b", "<|endoftext|>"] if echo else []
 
     def form() -> TextFormat:
-        return TextFormat(Envelope("m", 1, "f", "text", "cmpl"), 1, echo=echo, logprobs=True, usage=False)
+        return TextFormat(Envelope("m", 1, "f", "text", "cmpl"), 1, echo=echo, logprobs=True, usage="none")
 
     written = {(0, 0): Written("", [], "stop", 9, end)}
     (choice,) = form().whole(accepted, written)["choices"]

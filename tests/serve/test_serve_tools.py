@@ -106,7 +106,7 @@ def test_legacy_functions() -> None:
 def test_the_chunks_of_a_stream() -> None:
     """Name and id first, then arguments as they come, the choices apart."""
     calling = Calling(Hermes(), ToolUse(OURS))
-    format = ChatFormat(Envelope("m", 1, "f", "chat", "x"), 2, usage=False, calling=calling)
+    format = ChatFormat(Envelope("m", 1, "f", "chat", "x"), 2, usage="none", calling=calling)
     opening = [chunk["choices"][0]["delta"] for chunk in format.opening([])]
     assert opening == [{"role": "assistant", "content": None}] * 2
     found: dict[int, list[Any]] = {0: [], 1: []}

@@ -9,6 +9,7 @@ from qwenkit.core import Delta, FinishReason, Usage
 from qwenkit.serve.chat.reader import ReplyReader
 from qwenkit.serve.engine.messages import Accepted
 from qwenkit.serve.openai.completion import CompletionStream, Envelope, usage_json
+from qwenkit.serve.openai.schemas import StreamUsage
 from qwenkit.serve.replies.format import Chunks
 from qwenkit.serve.replies.logprobs import chat_logprobs
 from qwenkit.serve.replies.written import Written
@@ -17,24 +18,32 @@ from qwenkit.text.tools import Calling
 
 
 class ChatFormat(CompletionStream):
-    """chat.completion and chat.completion.chunk. usage: whether it was asked for, when OpenAI's chunks say
+    """chat.completion and chat.completion.chunk. usage: where it was asked for, OpenAI's chunks say
     `"usage": null`. calling: what replies may call. legacy: calls are written as `function_call`.
     """
 
     def __init__(
-        self, envelope: Envelope, n: int, *, usage: bool, calling: Calling | None = None, legacy: bool = False
+        self,
+        envelope: Envelope,
+        n: int,
+        *,
+        usage: StreamUsage,
+        calling: Calling | None = None,
+        legacy: bool = False,
     ) -> None:
         self._envelope = envelope
-        self._more: dict[str, Any] = {"usage": None} if usage else {}
+        super().__init__(usage)
         self._readers = [ReplyReader(calling.parser() if calling else None) for _ in range(n)]
         self._calling = calling is not None and calling.active
         self._legacy = legacy
 
     def opening(self, accepted: Sequence[Accepted]) -> Chunks:
+        self.count(sum(one.prompt_tokens for one in accepted), 0)
         delta = {"role": "assistant", "content": None if self._calling else ""}
         return [self._chunk(i, delta) for i in range(len(self._readers))]
 
     def chunk(self, prompt: int, delta: Delta) -> Chunks:
+        self.count(0, len(delta.token_ids))
         reader = self._readers[delta.index]
         written = list(self._deltas(reader, reader.read(delta)))
         logprobs = chat_logprobs(delta.logprobs) if delta.logprobs else None

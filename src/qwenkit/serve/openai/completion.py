@@ -8,6 +8,7 @@ from typing import Any
 
 from qwenkit.core import Usage
 from qwenkit.serve.errors import ServeError
+from qwenkit.serve.openai.schemas import StreamUsage
 from qwenkit.serve.replies.format import Chunks
 
 
@@ -50,6 +51,20 @@ class CompletionStream:
     """What streams of both completion endpoints have in common."""
 
     named = False
+
+    def __init__(self, usage: StreamUsage) -> None:
+        self._more: dict[str, Any] = {} if usage == "none" else {"usage": None}
+        self._counts = usage == "chunks"
+        self._prompt_tokens = self._completion_tokens = 0
+
+    def count(self, prompt_tokens: int, completion_tokens: int) -> None:
+        """So many more; the chunks that follow say so where it was asked for."""
+        self._prompt_tokens += prompt_tokens
+        self._completion_tokens += completion_tokens
+        if self._counts:
+            total = self._prompt_tokens + self._completion_tokens
+            counts = {"prompt_tokens": self._prompt_tokens, "completion_tokens": self._completion_tokens}
+            self._more = {"usage": {**counts, "total_tokens": total}}
 
     def usage(self, usage: Usage) -> dict[str, Any]:
         return usage_json(usage)

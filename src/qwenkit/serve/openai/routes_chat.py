@@ -56,13 +56,16 @@ async def chat_completions(
         grammar=asked.grammar,
     )
     envelope = Envelope(name, int(time.time()), here.fingerprint(here.card()), "chat", "chatcmpl")
-    usage = body.stream_options is not None and bool(body.stream_options.include_usage)
     return await respond(
         http,
         here,
         [Wish(asked.prompt, params)],
         ChatFormat(
-            envelope, params.n, usage=usage, calling=asked.calling, legacy=not body.tools and bool(use.tools)
+            envelope,
+            params.n,
+            usage=body.usage(),
+            calling=asked.calling,
+            legacy=not body.tools and bool(use.tools),
         ),
         stream=bool(body.stream),
     )

@@ -54,12 +54,11 @@ async def completions(
     params = body.sampling(limits, logprobs=logprobs, n=body.best_of if ranked else body.n)
     scores = body.logprobs if echo else None
     envelope = Envelope(name, int(time.time()), here.fingerprint(here.card()), "text", "cmpl")
-    usage = body.stream_options is not None and bool(body.stream_options.include_usage)
     return await respond(
         http,
         here,
         [Wish(prompt, params, scores, generate) for prompt in prompts],
-        TextFormat(envelope, n, echo=echo, logprobs=logged, usage=usage, ranked=ranked),
+        TextFormat(envelope, n, echo=echo, logprobs=logged, usage=body.usage(), ranked=ranked),
         stream=bool(body.stream),
     )
 

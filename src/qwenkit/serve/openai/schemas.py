@@ -7,7 +7,7 @@ A field of OpenAI's that is declared here either works, is documented as having 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field
 
@@ -38,11 +38,15 @@ UNSUPPORTED: dict[str, tuple[str, tuple[Any, ...]]] = {
 }
 
 
+StreamUsage: TypeAlias = Literal["none", "end", "chunks"]
+"""Where a stream says how many tokens there are."""
+
 _ID = re.compile("0|-?[1-9][0-9]{0,18}")
 
 
 class StreamOptions(Strict):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None  # beyond OpenAI's: in every chunk
     include_obfuscation: No | None = None
 
 
@@ -79,6 +83,18 @@ class Sampling(Strict):
                 "stream_options needs stream.", "Set stream to true.", code="invalid_value",
                 param="stream_options",
             )  # fmt: skip
+
+    def usage(self) -> StreamUsage:
+        """Raises ServeError where the counts of every chunk are wanted without those of the last."""
+        options = self.stream_options or StreamOptions()
+        if options.continuous_usage_stats and not options.include_usage:
+            raise ServeError(
+                "continuous_usage_stats needs include_usage.", "Set it to true.", code="invalid_value",
+                param="stream_options.continuous_usage_stats",
+            )  # fmt: skip
+        if not options.include_usage:
+            return "none"
+        return "chunks" if options.continuous_usage_stats else "end"
 
     def sampling(self, limits: Limits, **more: Any) -> SamplingParams:
         """SamplingParams of these fields and `more`. Raises ServeError for a value out of range."""

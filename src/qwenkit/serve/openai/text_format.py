@@ -9,6 +9,7 @@ from typing import Any
 from qwenkit.core import Delta, TokenLogprob, Usage
 from qwenkit.serve.engine.messages import Accepted
 from qwenkit.serve.openai.completion import CompletionStream, Envelope, usage_json
+from qwenkit.serve.openai.schemas import StreamUsage
 from qwenkit.serve.replies.format import Chunks
 from qwenkit.serve.replies.logprobs import TextLogprobs, joined
 from qwenkit.serve.replies.written import Written, best
@@ -19,17 +20,25 @@ class TextFormat(CompletionStream):
     choices than `n` are generated, and the likeliest written."""
 
     def __init__(
-        self, envelope: Envelope, n: int, *, echo: bool, logprobs: bool, usage: bool, ranked: bool = False
+        self,
+        envelope: Envelope,
+        n: int,
+        *,
+        echo: bool,
+        logprobs: bool,
+        usage: StreamUsage,
+        ranked: bool = False,
     ) -> None:
         self._envelope = envelope
         self._n = n
         self._ranked = ranked
         self._echo = echo
         self._logprobs = logprobs
-        self._more: dict[str, Any] = {"usage": None} if usage else {}
+        super().__init__(usage)
         self._writers: dict[tuple[int, int], TextLogprobs] = defaultdict(TextLogprobs)
 
     def opening(self, accepted: Sequence[Accepted]) -> Chunks:
+        self.count(sum(one.prompt_tokens for one in accepted), 0)
         if not self._echo:
             return []
         return [
@@ -39,6 +48,7 @@ class TextFormat(CompletionStream):
         ]
 
     def chunk(self, prompt: int, delta: Delta) -> Chunks:
+        self.count(0, len(delta.token_ids))
         logprobs = None
         if self._logprobs and (told := self._told(delta.logprobs, delta.end_logprob)):
             logprobs = self._writers[prompt, delta.index].add(told)
