@@ -98,6 +98,16 @@ def test_a_row_gives_the_same_bits_alone_and_in_any_batch(isa, form, count, rows
         assert torch.equal(together[i : i + 1], case.weight.multiply(x[i : i + 1], out_dtype=torch.float32))
 
 
+@pytest.mark.parametrize("columns", [256, 300, 768])
+@pytest.mark.parametrize("form", [(4, 32, True), (6, 16, False)])
+def test_few_rows_have_those_bits_where_a_thread_has_many_panels(isa, form, columns):
+    case = make(1000, columns, *form[:2], minima=form[2], bias=True, seed=1)
+    x = torch.randn(40, columns, generator=torch.Generator().manual_seed(2)).bfloat16()
+    alone = torch.cat([case.weight.multiply(row[None], out_dtype=torch.float32) for row in x])
+    for count in range(2, 41):
+        assert torch.equal(case.weight.multiply(x[:count], out_dtype=torch.float32), alone[:count]), count
+
+
 @pytest.mark.parametrize("form", [(4, 32, True), (6, 16, False), (6, 32, True), (4, 16, False)])
 def test_instruction_sets_agree_to_the_bit(form):
     case = make(37, 768, *form[:2], minima=form[2], bias=False, seed=1)

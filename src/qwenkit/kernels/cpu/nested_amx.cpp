@@ -112,7 +112,7 @@ void multiply(const AffineJob& job, int64_t first_panel, int64_t last_panel) {
     TileConfig config(job.count < 16 ? int(job.count) : 16, 64, 7);
 
     auto finish = [&](const Sums& sums) {
-        if (sums.out_row >= 0) write_rows(job, s.total, sums.out_row, 16, sums.out_column);
+        if (sums.out_row >= 0) write_rows(job, sums.total - sums.out_row * 32, sums.out_row, 16, sums.out_column);
     };
     __builtin_memset(s.scales[3], 0, sizeof s.scales[3]);
     Sums older{s.sums[0], s.scales[3][0], job.scales, s.total}, last = older;
@@ -131,9 +131,10 @@ void multiply(const AffineJob& job, int64_t first_panel, int64_t last_panel) {
             // The next columns come from memory while these are multiplied, a share with each 16 rows of x.
             const int64_t ahead_bytes = more || next_panel ? round_up((w.group_bytes + shares - 1) / shares, 64) : 0;
             for (int h = 0; h < 2; h++) block[h] += more ? w.group_bytes : 2 * w.block_bytes - g * w.group_bytes;
+            // 16 rows or fewer begin the next panel before the totals of this one are written: two places in turn.
             for (int64_t m = 0; m < shares; m++, units++) {
                 const int64_t tile = m / 2 * w.groups + g, half = m % 2;
-                Sums now{s.sums[units % 2], s.scales[turn % 4][0], job.scales + tile * 32 + half * 16, s.total + m * 512};
+                Sums now{s.sums[units % 2], s.scales[turn % 4][0], job.scales + tile * 32 + half * 16, s.total + (shares == 1 ? panel % 2 : m) * 512};
                 now.keep = g ? 0xffff : 0;
                 now.out_row = more ? -1 : m * 16;
                 now.out_column = panel * 32;
