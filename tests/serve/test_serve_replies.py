@@ -69,6 +69,7 @@ def test_counts_in_every_chunk(path: str) -> None:
     counts = [json.loads(chunk)["usage"] for chunk in chunks]
     written = [count["completion_tokens"] for count in counts]
     assert written == sorted(written)
+    assert written[0] < written[-2] == written[-1] == 6  # the last is told by the engine, the others counted
     assert all(c["total_tokens"] == c["prompt_tokens"] + c["completion_tokens"] for c in counts)
     assert {count["prompt_tokens"] for count in counts} == {3}
     answer = post(path, **asked, stream=True, stream_options={"continuous_usage_stats": True})

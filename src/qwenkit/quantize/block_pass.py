@@ -19,7 +19,7 @@ from qwenkit.quant import PackedBf16Linear
 from qwenkit.quantize.hidden import Chunk, HiddenStates
 
 GATED_BYTES = 2 << 30
-"""What is kept of the gated products between the last two stages; what goes beyond is computed twice."""
+"""What a pass keeps of the gated products between the last two stages; what goes beyond is computed twice."""
 
 
 class BlockPass:

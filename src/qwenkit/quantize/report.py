@@ -37,8 +37,9 @@ class Report:
     """state: "unverified" until the written folder was loaded and measured, then "passed" or "failed".
 
     command: what was computed from what (see quantizing.quantize); layers: for each block the error of its
-    linear layers, as a share of their outputs' square; nbytes and seconds_per_token: of source and result,
-    where they could be measured. mixture: with a budget, what each unit is worth and the bits it got.
+    linear layers, as a share of the square of their (corrected) weights' outputs; nbytes and
+    seconds_per_token: of source and result, where they could be measured. mixture: with a budget, what each
+    unit is worth and the bits it got.
     """
 
     state: Literal["unverified", "passed", "failed"] = "unverified"
