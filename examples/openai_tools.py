@@ -13,7 +13,7 @@ from typing import Any
 from openai import OpenAI
 
 PRICES = {"apple": 0.5, "pear": 0.75}
-ROUNDS = 4  # of calls, before the model must answer
+ROUNDS = 2  # of calls, before the model must answer
 
 
 def price(fruit: str) -> float | str:
@@ -59,9 +59,11 @@ def main(url: str) -> None:
     messages: list[Any] = [{"role": "user", "content": "What does one apple cost? Use the tool."}]
     for round_ in range(ROUNDS + 1):
         choice: Any = "none" if round_ == ROUNDS else "auto"
+        # One call at a time: small models that may ask for several do not find an end.
         stream = client.chat.completions.create(
-            model=model, messages=messages, tools=TOOLS, tool_choice=choice, temperature=0, stream=True
-        )
+            model=model, messages=messages, tools=TOOLS, tool_choice=choice, parallel_tool_calls=False,
+            temperature=0, max_tokens=300, stream=True,
+        )  # fmt: skip
         content, calls = "", {}
         for chunk in stream:
             delta = chunk.choices[0].delta
@@ -74,9 +76,9 @@ def main(url: str) -> None:
                     piece.index, {"id": piece.id, "name": piece.function.name, "json": ""}
                 )
                 call["json"] += piece.function.arguments or ""
-            whole = chunk.choices[0].finish_reason == "tool_calls"
-        if not whole:
-            print()
+            ended = chunk.choices[0].finish_reason
+        if ended != "tool_calls":
+            print(f" (ended by {ended})" if ended != "stop" else "")
             return
         asked = [
             {"id": c["id"], "type": "function", "function": {"name": c["name"], "arguments": c["json"]}}

@@ -42,16 +42,32 @@ def greedy(folder: Path, dtype: str, prompts: list[list[int]]) -> list[list[int]
 
 
 @torch.inference_mode()
-def check(model: CausalLM, prompts: list[list[int]], answers: list[list[int]], tie: float) -> float:
-    """Each of their tokens is the best of ours, or as good within `tie`; returns the share of equal ones."""
+def check(
+    model: CausalLM, prompts: list[list[int]], answers: list[list[int]], tie: float | CausalLM
+) -> float:
+    """Each of their tokens is the best of ours, or as good within `tie`; returns the share of equal ones.
+
+    tie: logits, or our own model in the dtype they compute in. Whose logits are off by what that one's are
+    off at the place may take a token that is twice as far from the best.
+    """
     equal = 0
     for prompt, tokens in zip(prompts, answers, strict=True):
         ids = [*prompt, *tokens[:-1]]
-        rows = model(torch.tensor([ids]), Batch.make(1, len(ids)), last=COUNT)[0].float()
+        rows = _logits(model, ids)
+        within = torch.full((COUNT,), tie) if isinstance(tie, float) else 2 * _apart(rows, _logits(tie, ids))
         for at, (logits, token) in enumerate(zip(rows, tokens, strict=True)):
-            assert float(logits.max() - logits[token]) < tie, f"token {at}"
+            assert float(logits.max() - logits[token]) < float(within[at]), f"token {at}"
             equal += int(logits.argmax()) == token
     return equal / (len(prompts) * COUNT)
+
+
+def _logits(model: CausalLM, ids: list[int]) -> torch.Tensor:
+    return model(torch.tensor([ids]), Batch.make(1, len(ids)), last=COUNT)[0].float()
+
+
+def _apart(exact: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
+    """The largest difference of a logit at each place."""
+    return (exact - rounded).abs().amax(-1)
 
 
 def chats(checkpoint: Checkpoint) -> list[list[int]]:
