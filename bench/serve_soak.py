@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import random
@@ -252,15 +253,22 @@ def main() -> None:
         raise SystemExit(1)
 
 
+def tenths(sizes: list[float]) -> list[float]:
+    """The mean of each tenth."""
+    cuts = [len(sizes) * part // 10 for part in range(11)]
+    return [statistics.mean(sizes[a:b]) for a, b in itertools.pairwise(cuts) if b > a]
+
+
 def report(
     found: Soak, memory: dict[str, list[float]], took: list[float], chosen: argparse.Namespace
 ) -> None:
     print(f"{chosen.clients} clients, {chosen.minutes:g} minutes: ", end="")
     print(", ".join(f"{count} {what}" for what, count in sorted(found.counts.items())))
     for name, sizes in memory.items():
-        tenth = max(1, len(sizes) // 10)
-        early, late = statistics.mean(sizes[tenth : 2 * tenth] or sizes), statistics.mean(sizes[-tenth:])
+        means = tenths(sizes)
+        early, late = means[min(1, len(means) - 1)], means[-1]
         print(f"memory of {name}: {early:.0f} MB early, {late:.0f} MB late: {late / early - 1:+.1%}")
+        print("  in tenths of the time: " + " ".join(f"{size:.0f}" for size in means))
     ranked = sorted(took)
     at = {share: ranked[min(len(ranked) - 1, int(share * len(ranked)))] * 1e3 for share in (0.5, 0.99)}
     print(f"/health asked {len(took)} times: median {at[0.5]:.1f} ms, p99 {at[0.99]:.1f} ms, "

@@ -54,7 +54,7 @@ def quantize(
     length: options.Length = 1024,
     damping: Annotated[
         float, typer.Option(min=0.0, help="Share of the mean second moment added to each.")
-    ] = 0.05,
+    ] = 0.5,
     correction: Annotated[
         float,
         typer.Option(

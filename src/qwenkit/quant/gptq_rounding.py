@@ -30,7 +30,7 @@ class Rounding:
 
     symmetric: the zero is the middle code; act_order: inputs that calibration excites most come first (a
     group is then any set of inputs); damping: share of the mean of the Hessian's diagonal added to it
-    (the original's 0.01 fits the calibration closer and other text worse); clip:
+    (the original's 0.01 fits the calibration closer and other text worse, see docs/performance.md); clip:
     look for scales that clip the largest values.
     """
 
@@ -38,7 +38,7 @@ class Rounding:
     group: int = 128
     symmetric: bool = True
     act_order: bool = False
-    damping: float = 0.05
+    damping: float = 0.5
     clip: bool = True
 
     def check(self, columns: int) -> None:

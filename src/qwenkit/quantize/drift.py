@@ -14,7 +14,7 @@ from torch import Tensor
 from qwenkit.core import UnsupportedError
 from qwenkit.quantize.moments import product
 
-_DAMPING = 0.05  # share of the mean of H's diagonal, added to it
+_DAMPING = 0.2  # share of the mean of H's diagonal, added to it
 
 
 class Drift:
