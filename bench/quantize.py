@@ -101,6 +101,7 @@ def main() -> None:
         try:
             seconds, total, peak = here.recv()
         except EOFError:
+            runner.join()
             raise SystemExit(f"Quantizing ended with exit code {runner.exitcode}.") from None
         runner.join()
     whole = SIZES[options.size].num_layers
