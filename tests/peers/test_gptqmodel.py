@@ -51,7 +51,7 @@ def test_divergence_is_no_larger(tmp_path: Path) -> None:
     calibration = read_calibration(Source(checkpoint, torch.bfloat16), SETTINGS)
     script = Path(__file__).with_name("gptqmodel_quantize.py")
     done = subprocess.run(
-        [python, str(script), str(source), str(tmp_path / "theirs")],
+        [python, str(script), str(source), str(tmp_path / "theirs")], cwd=tmp_path,  # it writes logs there
         input=json.dumps(calibration.texts), capture_output=True, text=True, timeout=1500,
         env={"GPTQMODEL_CPU_WORKERS": "2", **os.environ},  # on two cores it ends with an error otherwise
     )  # fmt: skip

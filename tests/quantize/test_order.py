@@ -61,7 +61,7 @@ def restated(checkpoint: Checkpoint, texts: list, ours: dict) -> tuple[dict[str,
                 then, now = torch.cat(inputs["then"]), torch.cat(inputs["now"])
                 weight = w[p + name + ".weight"]
                 hessian = now.t() @ now / len(now)
-                damped = hessian + 0.05 * hessian.diagonal().mean() * torch.eye(len(hessian))
+                damped = hessian + 0.2 * hessian.diagonal().mean() * torch.eye(len(hessian))
                 drift = (then - now).t() @ now / len(now)
                 corrected = weight + correction * weight @ drift @ torch.linalg.inv(damped)
                 found = round_weight(corrected.float(), hessian.float(), how)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -67,19 +68,19 @@ def round_block(
             return
         columns = linear_of(block, names[0]).in_features
         moments, correct = _moments(inputs, before, columns, f"transformer.h.{number}.{names[0]}", correction)
+        weights: dict[str, Tensor] = {name: linear_of(block, name).weight for name in names}
+        if correct is not None:
+            for name in names:
+                with _naming(number, name):
+                    weights[name] = correct.applied(weights[name])
+            del correct  # twice as large as the moments, and rounding needs room
         for name in names:
-            layer = linear_of(block, name)
-            try:
-                weight = layer.weight if correct is None else correct.applied(layer.weight)
+            with _naming(number, name):
                 if name in stored:
-                    done[name] = stored[name].rounded(weight, moments, rounding[name])
+                    done[name] = stored[name].rounded(weights.pop(name), moments, rounding[name])
                 else:
-                    done[name] = round_weight(weight, moments, rounding[name])
-            except UnsupportedError as error:
-                raise UnsupportedError(
-                    f"transformer.h.{number}.{name}: {error.problem}", error.remedy
-                ) from error
-            put(layer, done[name].dequantize())
+                    done[name] = round_weight(weights.pop(name), moments, rounding[name])
+            put(linear_of(block, name), done[name].dequantize())
 
     round_all(("attn.c_attn",), through.normed(), None if original is None else original.normed())
     round_all(("attn.c_proj",), through.attended(), None if original is None else original.attended())
@@ -119,6 +120,15 @@ def check_finite(x: Tensor, name: str, what: str) -> None:
             f"{name} has {what} that are not finite numbers on these texts.",
             "Check the checkpoint with `qwenkit generate`, or compute in float32 (--dtype float32).",
         )
+
+
+@contextmanager
+def _naming(number: int, name: str) -> Iterator[None]:
+    """An UnsupportedError inside says which layer it is about."""
+    try:
+        yield
+    except UnsupportedError as error:
+        raise UnsupportedError(f"transformer.h.{number}.{name}: {error.problem}", error.remedy) from error
 
 
 def as_it_was(block: Block) -> Block:
