@@ -1,4 +1,4 @@
-"""Where the clients of others are installed."""
+"""Where other engines and clients are installed."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """llama.cpp on what was converted: the same greedy tokens from the same weights, token ids, stops, template.
 
-Needs llama-cpp-python, here or in the Python that QWENKIT_LLAMA_PYTHON names.
+Needs llama-cpp-python, here or in the Python that QWENKIT_PEER_LLAMA_CPP_PYTHON names.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_llama_cpp import TIE, peer_python
+from client_python import client_python
+from test_llama_cpp import TIE
 
 from qwenkit.checkpoint import Checkpoint, locate, open_checkpoint, plan_conversion, write_checkpoint
 from qwenkit.core import GenerationConfig, Message
@@ -30,8 +31,9 @@ TEXT = "<|im_start|>user\nHello, 你好!  1234 ﬁ don't\r\n\n\t x<|im_end|> <|e
 
 
 def run(script: str, *arguments: object, given: object) -> list:
+    python = client_python("llama_cpp", "llama-cpp-python")
     out = subprocess.run(
-        [peer_python(), str(Path(__file__).with_name(script)), *map(str, arguments)],
+        [python, str(Path(__file__).with_name(script)), *map(str, arguments)],
         input=json.dumps(given), capture_output=True, text=True, timeout=1500,
     )  # fmt: skip
     assert out.returncode == 0, out.stderr[-2000:]

@@ -1,19 +1,18 @@
 """The demo model against llama.cpp on the same weights, in float32: the same tokens, or a tie.
 
-Needs llama-cpp-python, here or in the Python that QWENKIT_LLAMA_PYTHON names (a build of its own suits it).
+Needs llama-cpp-python, here or in the Python that QWENKIT_PEER_LLAMA_CPP_PYTHON names (a build of its own
+suits it).
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from client_python import client_python
 
 from qwenkit.checkpoint import locate, open_checkpoint
 from qwenkit.core import Message
@@ -34,20 +33,9 @@ TIE = 1e-3
 pytestmark = [pytest.mark.peer, pytest.mark.model]
 
 
-def peer_python() -> str:
-    named = os.environ.get("QWENKIT_LLAMA_PYTHON")
-    if named:
-        return named
-    if importlib.util.find_spec("llama_cpp") is None:
-        pytest.skip(
-            "peer tier: install llama-cpp-python, or name a Python that has it in QWENKIT_LLAMA_PYTHON"
-        )
-    return sys.executable
-
-
 @torch.inference_mode()
 def test_greedy_tokens_of_the_demo_model_equal_llama_cpp(tmp_path: Path) -> None:
-    python = peer_python()
+    python = client_python("llama_cpp", "llama-cpp-python")
     located = locate("demo")
     checkpoint = open_checkpoint(located.path)
     tokenizer = checkpoint.tokenizer()
