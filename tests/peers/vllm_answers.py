@@ -47,8 +47,8 @@ def check(
 ) -> float:
     """Each of their tokens is the best of ours, or as good within `tie`; returns the share of equal ones.
 
-    tie: logits, or our own model in the dtype they compute in. Whose logits are off by what that one's are
-    off at the place may take a token that is twice as far from the best.
+    tie: logits, or our own model that rounds as they do. Whose logits are off by what that one's are off at
+    the place may take a token that is twice as far from the best.
     """
     equal = 0
     for prompt, tokens in zip(prompts, answers, strict=True):
