@@ -200,7 +200,12 @@ class Supervisor:
             ours, theirs = socket.socketpair()
         except OSError as error:
             return f"did not start ({error.strerror})"
-        environment = {**os.environ, "PYTHONSAFEPATH": "1"}  # nothing is imported from where we stand
+        environment = {
+            # Each thread would keep what it once took, under load a quarter of the engine's memory more.
+            "MALLOC_ARENA_MAX": "2",
+            **os.environ,
+            "PYTHONSAFEPATH": "1",  # nothing is imported from where we stand
+        }
         environment.pop(VARIABLE, None)  # the engine has no use for keys
         try:
             # Not asyncio's: its kill() may reap the child behind its back and lose how it ended.
