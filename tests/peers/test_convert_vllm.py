@@ -100,7 +100,7 @@ def gptq_v1(folder: Path) -> Path:
 
 
 def test_gptq_from_v1(tmp_path: Path) -> None:
-    """It has no int8 here."""
+    """In 4 bits: vLLM has no GPTQ of 8 on CPUs."""
     source = open_checkpoint(gptq_v1(tmp_path / "v1"))
     plan_conversion(source, "qwen2").write(tmp_path / "qwen2")
     prompts = [[7, 300, 11, 45, 99], list(range(20, 60)), [501]]

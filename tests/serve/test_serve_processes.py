@@ -84,6 +84,7 @@ def test_a_small_house_with_keys_refuses_times_out_and_closes(
     ).ready()  # fmt: skip
     environment = Path(f"/proc/{server.engine_pid()}/environ").read_bytes()
     assert b"second-secret-key" not in environment
+    assert b"MALLOC_ARENA_MAX=" in environment
     with server.client() as stranger:
         assert stranger.post(CHAT, json=LONG).status_code == 401
         assert stranger.get("/health").status_code == 200

@@ -190,9 +190,8 @@ def test_a_client_that_leaves_frees_the_engine(server: RunningServer, stream: bo
     after = server.engine_numbers()
     assert after["cache_blocks_used"] == after["running"] == after["waiting"] == 0
     assert after["step_tokens"] - before < 8000
-    assert (
-        server.engine_numbers()["steps"] <= after["steps"] + 1
-    )  # the step under way, of several tokens perhaps
+    # The step under way ends, of several tokens perhaps.
+    assert server.engine_numbers()["steps"] <= after["steps"] + 1
 
 
 @pytest.mark.parametrize(

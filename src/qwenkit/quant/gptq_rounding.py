@@ -30,8 +30,8 @@ class Rounding:
 
     symmetric: the zero is the middle code; act_order: inputs that calibration excites most come first (a
     group is then any set of inputs); damping: share of the mean of the Hessian's diagonal added to it
-    (the original's 0.01 fits the calibration closer and other text worse, see docs/performance.md); clip:
-    look for scales that clip the largest values.
+    (with the original's 0.01 the result predicts other text worse: docs/performance.md); clip: look
+    for scales that clip the largest values.
     """
 
     bits: int = 4

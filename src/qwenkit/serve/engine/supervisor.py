@@ -201,7 +201,7 @@ class Supervisor:
         except OSError as error:
             return f"did not start ({error.strerror})"
         environment = {
-            # Each thread would keep what it once took, under load a quarter of the engine's memory more.
+            # With a heap for each thread, each keeps what it once took (docs/performance.md, Serving).
             "MALLOC_ARENA_MAX": "2",
             **os.environ,
             "PYTHONSAFEPATH": "1",  # nothing is imported from where we stand
